@@ -1,0 +1,587 @@
+"""Sampling from a language model: the interface, the one decoding loop, `generate`, `score`, and what they cost.
+
+    x_t ~ q(· | prompt, x_<t),   q = top-p ∘ top-k ∘ softmax(log p / temperature),   until a stop id or the horizon
+
+Every algorithm here speaks to a model through `LanguageModel` and decodes through `Decoder`. It has S *slots*: rows
+of one cache, each decoding its own request at its own position. A slot whose request has ended takes the next one at
+once, so nobody waits for the longest; the samples of one prompt share its prefill.
+
+Randomness is addressed, not streamed: `uniform(seed, key, sample, step, position, purpose)` hashes its address to a
+number in [0, 1), and a token is the inverse CDF of its address's number, in float64 and in id order. So a request's
+tokens depend neither on the batch that it shares nor on the slot it falls into, runs resume exactly, and two
+procedures that should be the same can be tested for equal tokens rather than equal laws.
+
+The model's own generation defaults (repetition penalty, top-p, ...) are never applied: they would change the law.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+
+class Cache(Protocol):
+    """The memory of `rows` texts of up to `capacity` positions. It never forgets: positions decide what is visible."""
+
+    rows: int
+    capacity: int
+
+    def copy_rows(self, source: Tensor, target: Tensor, other: Cache | None = None, length: int | None = None) -> None:
+        """Copy rows `source` of `other` (default: itself) into rows `target`, the first `length` slots (default: all
+        that fit). int64 [n] each; every source is read before any target is written."""
+
+
+class LanguageModel(Protocol):
+    """Anything that maps tokens to next-token logits: the Transformer, a table, a linear softmax model."""
+
+    vocab_size: int
+    device: torch.device
+    max_length: int | None  # positions it may use; None = unbounded
+
+    def new_cache(self, rows: int, capacity: int) -> Cache: ...
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor | None = None, cache: Cache | None = None, *, logits: bool = True
+    ) -> Tensor | None:
+        """tokens, positions int64 [rows, time] -> logits [rows, time, vocab], float32 (float64 if the model is);
+        `logits=False` only fills the cache. Without a cache rows are whole texts and positions are None."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Addressed randomness
+
+TOKEN, CUT, ACCEPT, RESAMPLE, SWAP, CHOICE = range(6)  # purposes of a random number
+
+
+def int64(value: int) -> int:
+    """The 64-bit pattern of an integer, as the signed number that torch keeps."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+GOLDEN, MIX_1, MIX_2 = int64(0x9E3779B97F4A7C15), int64(0xBF58476D1CE4E5B9), int64(0x94D049BB133111EB)
+
+
+def shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch's own is arithmetic)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def absorb(state: Tensor, word: Tensor | int) -> Tensor:
+    """One round of a counter-based hash on int64 tensors: SplitMix64's finaliser on state + (word + 1)·golden ratio."""
+    x = state + (int64((word + 1) * GOLDEN) if isinstance(word, int) else (word + 1) * GOLDEN)
+    x = (x ^ shift(x, 30)) * MIX_1
+    x = (x ^ shift(x, 27)) * MIX_2
+    return x ^ shift(x, 31)
+
+
+def address(seed: int, key: Tensor, sample: Tensor, step: Tensor | int = 0, purpose: int = TOKEN) -> Tensor:
+    """All of an address but its position, hashed: int64, the shape of key and sample broadcast."""
+    state = torch.full_like(key, int64(seed))
+    for word in (purpose, key, sample, step):
+        state = absorb(state, word)
+    return state
+
+
+def unit(state: Tensor) -> Tensor:
+    """The top 53 bits of a hash as a float64 in [0, 1)."""
+    return shift(state, 11).double() * 2.0**-53
+
+
+def uniform(seed: int, key: Tensor, sample: Tensor, step: Tensor | int, position: Tensor | int, purpose: int) -> Tensor:
+    """The float64 in [0, 1) at an address. `key` int64: the caller's key of the prompt; `sample`, `step` and
+    `position` (response tokens, from 0) int64 tensors or ints that broadcast with it; `purpose`: TOKEN, CUT, ..."""
+    return unit(absorb(address(seed, key, sample, step, purpose), position))
+
+
+def child_seed(seed: int, *labels: int | str) -> int:
+    """A seed for a part of a computation (a round, a role, a vote): a hash of the parent's seed and the labels."""
+    digest = hashlib.blake2b(repr((seed, *labels)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def key_of(name: int | str) -> int:
+    """A prompt's key: an integer as it is, a name hashed to one."""
+    return int64(name) if isinstance(name, int) else child_seed(0, name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What comes out
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a computation really used, in tokens. `a + b` composes in series, `Cost.parallel` side by side."""
+
+    prompt_tokens: int = 0  # as a caller would be charged: each request's whole prompt
+    prefilled_tokens: int = 0  # prompt positions computed; a shared prompt once
+    decoded_tokens: int = 0  # response tokens, stop tokens included
+    sequential_tokens: int = 0  # decoded along the longest dependent path
+    calls: int = 0  # requests
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    @staticmethod
+    def parallel(costs: Iterable[Cost]) -> Cost:
+        """Costs of computations that do not wait for each other: sums, and the longest sequential path."""
+        costs = list(costs)
+        total = sum(costs, Cost())
+        longest = max((cost.sequential_tokens for cost in costs), default=0)
+        return Cost(total.prompt_tokens, total.prefilled_tokens, total.decoded_tokens, longest, total.calls)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response. Sums over it are float64: `sample.logp.double().sum()`."""
+
+    tokens: Tensor  # int64 [length], the stop token included
+    logp: Tensor  # float32 [length]: log-probability of each token under the model at temperature 1
+    logq: Tensor  # float32 [length]: under the law that it was drawn from
+    finished: bool  # ended by a stop id (else cut at the horizon)
+
+
+class Samples(Sequence):
+    """Responses in padded tensors, shown as `samples[prompt][i]`; a `Sample` is made when it is looked at."""
+
+    def __init__(self, tokens: Tensor, logp: Tensor, logq: Tensor, lengths: Tensor, finished: Tensor):
+        """tokens int64, logp, logq [prompts, n, horizon]; lengths int64, finished bool [prompts, n]."""
+        self.tokens, self.logp, self.logq, self.lengths, self.finished = tokens, logp, logq, lengths, finished
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, prompt):
+        return [self.sample(prompt, i) for i in range(self.tokens.shape[1])]
+
+    def sample(self, prompt: int, i: int) -> Sample:
+        n = int(self.lengths[prompt, i])
+        parts = (tensor[prompt, i, :n] for tensor in (self.tokens, self.logp, self.logq))
+        return Sample(*parts, finished=bool(self.finished[prompt, i]))
+
+    def total_logp(self) -> Tensor:
+        """Log-probability of each response under the model, float64 [prompts, n]."""
+        return self.logp.double().sum(-1)  # the padding is 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` returns."""
+
+    samples: Samples
+    costs: list[Cost]  # per prompt
+
+    @property
+    def cost(self) -> Cost:
+        """Of the whole, the prompts side by side."""
+        return Cost.parallel(self.costs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The law of one token
+
+
+def log_law(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """The proposal law, log q [rows, vocab], of logits [rows, vocab]; -inf where a filter has cut.
+
+    Order of filters: temperature; top-k, exactly k ids, ties to the smaller id; top-p on the renormalised law: sorted
+    by (-q, id), an id stays iff the mass before it is < top_p. Temperature 0 is all mass on the first arg max.
+    """
+    if temperature == 0:
+        best = torch.full_like(logits, -math.inf)
+        return best.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
+    if temperature != 1:
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: nothing overflows
+    logq = logits.log_softmax(-1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        logq = keep_best(logq, lambda mass: torch.arange(mass.shape[-1], device=mass.device) < top_k)
+    if top_p is not None and top_p < 1:
+        logq = keep_best(logq, lambda mass: mass.cumsum(-1) - mass < top_p)
+    return logq
+
+
+def keep_best(logq: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
+    """Cut a law to the ids that `keep` (float64 masses in falling order -> bool) keeps, and renormalise it."""
+    ranked, ids = logq.sort(-1, descending=True, stable=True)  # stable: ties keep the order of ids
+    cut = ~keep(ranked.double().exp())
+    return logq.scatter(-1, ids, ranked.masked_fill(cut, -math.inf)).log_softmax(-1)
+
+
+def inverse_cdf(logq: Tensor, u: Tensor) -> Tensor:
+    """The ids at u in [0, 1), float64 [rows], of laws log q [rows, vocab]: int64 [rows].
+
+    In float64 (at 152k ids float32's cumulative sum has steps wider than many probabilities), and never an id of
+    probability 0, whatever the rounding of the last steps.
+    """
+    cdf = logq.double().exp().cumsum(-1)
+    total = cdf[:, -1:]
+    last = torch.searchsorted(cdf, total)  # the first id that reaches the total: the last with positive mass
+    drawn = torch.searchsorted(cdf, u[:, None] * total, right=True).minimum(last)
+    return drawn[:, 0].clamp(max=logq.shape[-1] - 1)  # a law of NaNs is reported later, by `check_finite`
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The one decoding loop
+
+
+@dataclass(frozen=True)
+class Requests:
+    """n requests, as int64 tensors [n]."""
+
+    prompt: Tensor  # index into the decoder's prompts
+    key: Tensor  # the address of its random numbers: the prompt's key,
+    sample: Tensor  # which of the prompt's samples,
+    step: Tensor  # and which step of an algorithm
+    horizon: Tensor  # most response tokens
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def __getitem__(self, index) -> Requests:
+        return Requests(self.prompt[index], self.key[index], self.sample[index], self.step[index], self.horizon[index])
+
+
+class Decoder:
+    """S slots, each decoding its own request. Everything is a tensor over slots; nothing loops over them.
+
+        decoder.load(slots, requests)     put requests into slots: prefill their prompts, or copy them from a neighbour
+        ended = decoder.advance()         one token for every slot; bool [S]: its request has just ended
+        decoder.rewind(slots, position)   keep only a slot's first `position` response tokens, and go on from there
+
+    Prefill feeds prompt[:-1]; each first token, refill and rewind then feeds the token before it: one code path.
+    `tokens`, `logp`, `logq` [S, horizon + 1] and `length` [S] are the responses so far, the last column scratch: a slot
+    with no request decodes on in place, unseen. `measure(logits [S, vocab]) -> [S, k]` is kept in `measures`, likewise.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Tensor],
+        slots: int,
+        horizon: int,
+        *,
+        stop_ids: Iterable[int],
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        measure: Callable[[Tensor], Tensor] | None = None,
+    ):
+        device = model.device
+        self.model, self.seed, self.measure = model, seed, measure
+        self.law = (temperature, top_k, top_p)
+        self.prompt_length = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.prompts = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(device)
+        self.cache = model.new_cache(slots, int(self.prompt_length.max()) + horizon)
+        self.stops = torch.zeros(model.vocab_size, dtype=torch.bool, device=device)
+        self.stops[torch.tensor(list(stop_ids), dtype=torch.int64, device=device)] = True
+
+        def integers(*shape, value=0):
+            return torch.full((slots, *shape), value, dtype=torch.int64, device=device)
+
+        self.rows = torch.arange(slots, device=device)
+        self.tokens, self.length = integers(horizon + 1), integers()
+        self.logp, self.logq = torch.zeros((2, slots, horizon + 1), device=device)
+        self.measures: Tensor | None = None
+        self.finished = torch.zeros(slots, dtype=torch.bool, device=device)  # ended by a stop id
+        self.start, self.limit = integers(value=1), integers(value=1)  # the prompt's length, the request's horizon
+        self.before = integers()  # the token that is fed next
+        self.held = integers(value=-1)  # which prompt's keys and values stand in the slot's row
+        self.stream = integers()  # the hashed address of the request
+        self.active = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.prefilled = torch.zeros(len(prompts), dtype=torch.int64, device=device)  # positions computed, per prompt
+
+    def load(self, slots: Tensor, requests: Requests) -> None:
+        """Put request i into slot slots[i] (int64 [n], distinct)."""
+        prompt = requests.prompt
+        self.fetch_prompts(slots, prompt)
+        self.held[slots], self.start[slots] = prompt, self.prompt_length[prompt]
+        self.limit[slots] = requests.horizon
+        self.stream[slots] = address(self.seed, requests.key, requests.sample, requests.step)
+        self.rewind(slots, torch.zeros_like(slots))
+
+    def fetch_prompts(self, slots: Tensor, prompt: Tensor) -> None:
+        """Have the keys and values of prompt[i][:-1] in slot slots[i]: copied from a slot that holds them, whatever it
+        has decoded since, or else computed once and copied to all that want them."""
+        holder = torch.full_like(self.prefilled, -1)
+        holder[self.held[self.held >= 0]] = self.rows[self.held >= 0]
+        donor = holder[prompt]
+        known = donor >= 0
+        if (moves := known & (donor != slots)).any():
+            length = int(self.prompt_length[prompt[moves]].max()) - 1
+            self.cache.copy_rows(donor[moves], slots[moves], length=length)
+        if known.all():
+            return
+        fresh, row = prompt[~known].unique(return_inverse=True)
+        length = int(self.prompt_length[fresh].max()) - 1
+        self.prefilled[fresh] += self.prompt_length[fresh] - 1
+        if length == 0:
+            return
+        wanted, rows = slots[~known], max(1, POSITIONS_PER_CALL // length)
+        for first in range(0, len(fresh), rows):  # a bounded number of positions at a time
+            part = fresh[first : first + rows]
+            cache = self.model.new_cache(len(part), length)
+            positions = torch.arange(length, device=self.rows.device).expand(len(part), length)
+            self.model(self.prompts[part, :length], positions, cache, logits=False)
+            mine = (row >= first) & (row < first + rows)
+            self.cache.copy_rows(row[mine] - first, wanted[mine], other=cache, length=length)
+
+    def rewind(self, slots: Tensor, position: Tensor) -> None:
+        """Keep the first position[i] response tokens of slot slots[i]; the next token is drawn after them."""
+        last_of_prompt = self.prompts[self.held[slots], self.start[slots] - 1]
+        self.length[slots], self.finished[slots], self.active[slots] = position, False, True
+        self.before[slots] = torch.where(position > 0, self.tokens[slots, position - 1], last_of_prompt)
+
+    def advance(self) -> Tensor:
+        """Decode one token in every slot; bool [S]: the requests that this token has ended."""
+        at = self.start + self.length - 1  # where the token before stands
+        logits = self.model(self.before[:, None], at[:, None], self.cache)[:, -1]
+        logp = logits.log_softmax(-1)
+        logq = logp if self.law == (1.0, None, None) else log_law(logits, *self.law)
+        token = inverse_cdf(logq, unit(absorb(self.stream, self.length)))
+
+        here = (self.rows, self.length)
+        self.tokens[here] = token
+        self.logp[here] = logp[self.rows, token].float()
+        self.logq[here] = logq[self.rows, token].float()
+        if self.measure is not None:
+            measured = self.measure(logits)
+            if self.measures is None:
+                self.measures = measured.new_zeros(*self.tokens.shape, measured.shape[-1])
+            self.measures[here] = measured
+
+        stopped = self.active & self.stops[token]
+        ended = stopped | (self.active & (self.length + 1 >= self.limit))
+        self.before = torch.where(self.active, token, self.before)
+        self.length += self.active
+        self.finished |= stopped
+        self.active &= ~ended
+        return ended
+
+
+POSITIONS_PER_CALL = 1 << 14  # how many positions prefilling and scoring compute at a time
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generate and score
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int] | Tensor],
+    *,
+    max_new_tokens: int | Sequence[int],
+    stop_ids: Iterable[int],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    samples_per_prompt: int = 1,
+    slots: int | None = None,
+    seed: int = 0,
+    keys: Sequence[int | str] | None = None,
+) -> Generation:
+    """Draw `samples_per_prompt` independent responses to each prompt.
+
+    prompts: token ids, of any lengths. max_new_tokens: the horizon, one or one per prompt. stop_ids: ids that end a
+    response and belong to it; may be empty. temperature 0 is greedy decoding; top_k, top_p: see `log_law`. slots:
+    requests decoded at a time (None: as many as fit the memory); it changes the speed, not the tokens. keys: what
+    addresses a prompt's randomness (default: its index), so that the same prompt draws the same in any batch.
+    ValueError: an empty prompt, an id outside the vocabulary, a text beyond the model's maximum, a setting out of
+    range, logits that are not a law.
+    """
+    stop_ids = list(stop_ids)
+    texts = check_prompts(model, prompts)
+    horizons = check_horizons(model, texts, max_new_tokens)
+    check_law(model, stop_ids, temperature, top_k, top_p)
+    P, n = len(texts), samples_per_prompt
+    for name, value in (("samples_per_prompt", n), ("slots", slots)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if keys is not None and len(keys) != P:
+        raise ValueError(f"{len(keys)} keys for {P} prompts; give one for each")
+    key = torch.tensor([key_of(name) for name in (range(P) if keys is None else keys)], device=model.device)
+
+    index = torch.arange(P * n, device=model.device)
+    prompt = index // n
+    limit = torch.tensor(horizons, device=model.device)
+    requests = Requests(prompt, key[prompt], index % n, torch.zeros_like(index), limit[prompt])
+    horizon = max(horizons)
+    slots = min(P * n, slots or default_slots(model, max(map(len, texts)) + horizon))
+    decoder = Decoder(
+        model, texts, slots, horizon, stop_ids=stop_ids, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+    )
+    tokens = torch.zeros((P * n, horizon), dtype=torch.int64, device=model.device)
+    logp, logq = torch.zeros((2, P * n, horizon), device=model.device)
+    lengths, finished = torch.zeros_like(index), torch.zeros_like(index, dtype=torch.bool)
+
+    of = torch.full((slots,), -1, dtype=torch.int64, device=model.device)  # the request in each slot
+    free, next_request, done = torch.arange(slots, device=model.device), 0, 0
+    with tqdm(total=P * n, desc="generate", unit="response", disable=None, leave=False) as progress:
+        while done < P * n:
+            if len(free := free[: P * n - next_request]):
+                of[free] = index[next_request : next_request + len(free)]
+                decoder.load(free, requests[of[free]])
+                next_request += len(free)
+            free = decoder.advance().nonzero()[:, 0]
+            while not len(free):
+                free = decoder.advance().nonzero()[:, 0]
+            r, length = of[free], decoder.length[free]
+            unwritten = torch.arange(horizon, device=model.device) >= length[:, None]
+            for result, kept in ((tokens, decoder.tokens), (logp, decoder.logp), (logq, decoder.logq)):
+                result[r] = kept[free, :horizon].masked_fill(unwritten, 0)
+            lengths[r], finished[r] = length, decoder.finished[free]
+            check_finite(logp, r, n, keys)
+            done += len(free)
+            progress.update(len(free))
+
+    tokens, logp, logq = (result.view(P, n, horizon) for result in (tokens, logp, logq))
+    lengths, finished = lengths.view(P, n), finished.view(P, n)
+    charged = decoder.prompt_length * n
+    counts = torch.stack((charged, decoder.prefilled, lengths.sum(1), lengths.amax(1)), 1).tolist()
+    return Generation(Samples(tokens, logp, logq, lengths, finished), [Cost(*count, calls=n) for count in counts])
+
+
+@torch.no_grad()
+def generate_naive(
+    model: LanguageModel, prompt: Sequence[int], *, max_new_tokens: int, stop_ids: Iterable[int],
+    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, sample: int = 0, seed: int = 0,
+    key: int = 0,
+) -> list[int]:  # fmt: skip
+    """`generate` for one sample of one prompt with no cache and no slots, kept to be read and to be tested against."""
+    text, address_of = list(prompt), (torch.tensor([key]), torch.tensor([sample]))
+    for position in range(max_new_tokens):
+        logits = model(torch.tensor([text], device=model.device))[:, -1]
+        u = uniform(seed, *address_of, step=0, position=position, purpose=TOKEN).to(model.device)
+        text.append(int(inverse_cdf(log_law(logits, temperature, top_k, top_p), u)))
+        if text[-1] in set(stop_ids):
+            break
+    return text[len(prompt) :]
+
+
+@torch.no_grad()
+def score(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int] | Tensor],
+    continuations: Sequence[Sequence[int] | Tensor],
+    *,
+    logits_bytes: int = 1 << 28,
+) -> list[Tensor]:
+    """Log-probability of each token of continuations[i] after prompts[i], at temperature 1: float32 [length] each.
+
+    Texts of like length share a batch, and both rows and positions are taken in chunks, so that no more than about
+    `logits_bytes` of logits exist at a time. ValueError as in `generate`.
+    """
+    prompts, continuations = check_prompts(model, prompts), check_prompts(model, continuations, "continuation")
+    if len(prompts) != len(continuations):
+        raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations; give one for each")
+    texts = [torch.cat(pair)[:-1] for pair in zip(prompts, continuations)]  # the last token is never fed
+    check_horizons(model, prompts, [len(continuation) for continuation in continuations])
+    results: list[Tensor] = [torch.empty(0)] * len(texts)
+    budget = max(1, logits_bytes // (8 * model.vocab_size))  # positions whose logits, and their sums, fit
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    while order:
+        longest = len(texts[order[-1]])
+        most = max(1, min(POSITIONS_PER_CALL // longest, budget // 64))
+        rows = [order.pop() for _ in range(min(len(order), most))]
+        tokens = torch.nn.utils.rnn.pad_sequence([texts[i] for i in rows], batch_first=True).to(model.device)
+        targets = tokens.roll(-1, 1)
+        for row, i in enumerate(rows):
+            targets[row, len(texts[i]) - 1] = continuations[i][-1]
+        positions = torch.arange(longest, device=model.device).expand(tokens.shape)
+        cache = model.new_cache(len(rows), longest)
+        first = min(len(prompts[i]) for i in rows) - 1  # before it nobody's continuation is predicted
+        if first:
+            model(tokens[:, :first], positions[:, :first], cache, logits=False)
+        logp = torch.zeros(tokens.shape, device=model.device)
+        for a in range(first, longest, chunk := max(1, budget // len(rows))):
+            part = slice(a, a + chunk)
+            logits = model(tokens[:, part], positions[:, part], cache)
+            chosen = logits.gather(-1, targets[:, part, None])[..., 0]
+            logp[:, part] = (chosen - logits.logsumexp(-1)).float()
+        for row, i in enumerate(rows):
+            results[i] = logp[row, len(prompts[i]) - 1 : len(texts[i])].clone()
+    for i, values in enumerate(results):
+        if values.isnan().any():
+            raise ValueError(f"the model's logits are not a law (NaN or infinite) for prompt {i}")
+    return results
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks and sizes
+
+
+def check_prompts(model: LanguageModel, prompts: Sequence, name: str = "prompt") -> list[Tensor]:
+    """Token ids as int64 tensors. ValueError: no prompt, an empty one, an id outside the vocabulary."""
+    if not len(prompts):
+        raise ValueError(f"no {name}s were given")
+    texts = [torch.as_tensor(prompt, dtype=torch.int64, device=model.device) for prompt in prompts]
+    for i, text in enumerate(texts):
+        if text.dim() != 1 or not len(text):
+            raise ValueError(f"{name} {i} is empty or not a list of ids; give at least one token (a BOS id, say)")
+    flat = torch.cat(texts)
+    if flat.min() < 0 or flat.max() >= model.vocab_size:
+        i = next(i for i, text in enumerate(texts) if text.min() < 0 or text.max() >= model.vocab_size)
+        bad = next(t for t in texts[i].tolist() if not 0 <= t < model.vocab_size)
+        raise ValueError(f"{name} {i} has id {bad}, outside the model's vocabulary 0..{model.vocab_size - 1}")
+    return texts
+
+
+def check_horizons(model: LanguageModel, texts: list[Tensor], max_new_tokens: int | Sequence[int]) -> list[int]:
+    """Each prompt's horizon. ValueError: below 1, or prompt and response together beyond the model's maximum."""
+    single = isinstance(max_new_tokens, int)
+    horizons = [max_new_tokens] * len(texts) if single else [int(horizon) for horizon in max_new_tokens]
+    if len(horizons) != len(texts):
+        raise ValueError(f"{len(horizons)} values of max_new_tokens for {len(texts)} prompts; give one or one for each")
+    for i, (text, horizon) in enumerate(zip(texts, horizons)):
+        if horizon < 1:
+            raise ValueError(f"max_new_tokens is {horizon} for prompt {i}; it must be at least 1")
+        if model.max_length is not None and len(text) + horizon > model.max_length:
+            raise ValueError(
+                f"prompt {i} has {len(text)} tokens and max_new_tokens is {horizon}: {len(text) + horizon} in all, "
+                f"more than the model's maximum of {model.max_length}; shorten one of them"
+            )
+    return horizons
+
+
+def check_law(model: LanguageModel, stop_ids: list[int], temperature: float, top_k: int | None, top_p: float | None):
+    """ValueError: a setting of the proposal law, or a stop id, out of range."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every id")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be in (0, 1], or None to keep every id")
+    for stop in stop_ids:
+        if not 0 <= stop < model.vocab_size:
+            raise ValueError(f"stop id {stop} is outside the model's vocabulary 0..{model.vocab_size - 1}")
+
+
+def check_finite(logp: Tensor, ended: Tensor, n: int, keys: Sequence[int | str] | None) -> None:
+    """NaN or infinite logits make the token's log-probability NaN: looked for in the requests that have ended."""
+    if (bad := logp[ended].isnan()).any():
+        row, position = bad.nonzero()[0].tolist()
+        prompt, sample = divmod(int(ended[row]), n)
+        name = f" (key {keys[prompt]!r})" if keys is not None else ""
+        raise ValueError(
+            f"the model's logits are not a law (NaN or infinite) for prompt {prompt}{name}, sample {sample}, at "
+            f"response position {position}; try float32 weights"
+        )
+
+
+def default_slots(model: LanguageModel, capacity: int) -> int:
+    """How many requests to decode at a time: up to 256, if their caches and logits fit half of the free memory."""
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    bytes_of = getattr(model, "kv_bytes_per_token", lambda: 0)
+    per_slot = capacity * bytes_of() + 32 * model.vocab_size  # logits, two laws in float32, one CDF in float64
+    return max(1, min(256, free // 2 // per_slot))
