@@ -221,7 +221,7 @@ def inverse_cdf(logq: Tensor, u: Tensor) -> Tensor:
     probability 0, whatever the rounding of the last steps.
     """
     cdf = logq.double().exp().cumsum(-1)
-    total = cdf[:, -1:]
+    total = cdf[:, -1:].contiguous()
     last = torch.searchsorted(cdf, total)  # the first id that reaches the total: the last with positive mass
     drawn = torch.searchsorted(cdf, u[:, None] * total, right=True).minimum(last)
     return drawn[:, 0].clamp(max=logq.shape[-1] - 1)  # a law of NaNs is reported later, by `check_finite`
@@ -293,49 +293,50 @@ class Decoder:
         self.finished = torch.zeros(slots, dtype=torch.bool, device=device)  # ended by a stop id
         self.start, self.limit = integers(value=1), integers(value=1)  # the prompt's length, the request's horizon
         self.before = integers()  # the token that is fed next
-        self.held = integers(value=-1)  # which prompt's keys and values stand in the slot's row
+        self.prompt = integers()  # which prompt the slot continues
         self.stream = integers()  # the hashed address of the request
         self.active = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.shelf_rows = min(slots, len(prompts), max(1, POSITIONS_PER_CALL // self.prompts.shape[1]))
+        self.shelf, self.shelved = None, range(0)  # prompts that stand ready, prefilled, one row each
         self.prefilled = torch.zeros(len(prompts), dtype=torch.int64, device=device)  # positions computed, per prompt
 
     def load(self, slots: Tensor, requests: Requests) -> None:
         """Put request i into slot slots[i] (int64 [n], distinct)."""
-        prompt = requests.prompt
-        self.fetch_prompts(slots, prompt)
-        self.held[slots], self.start[slots] = prompt, self.prompt_length[prompt]
+        self.fetch_prompts(slots, requests.prompt)
+        self.prompt[slots], self.start[slots] = requests.prompt, self.prompt_length[requests.prompt]
         self.limit[slots] = requests.horizon
         self.stream[slots] = address(self.seed, requests.key, requests.sample, requests.step)
         self.rewind(slots, torch.zeros_like(slots))
 
     def fetch_prompts(self, slots: Tensor, prompt: Tensor) -> None:
-        """Have the keys and values of prompt[i][:-1] in slot slots[i]: copied from a slot that holds them, whatever it
-        has decoded since, or else computed once and copied to all that want them."""
-        holder = torch.full_like(self.prefilled, -1)
-        holder[self.held[self.held >= 0]] = self.rows[self.held >= 0]
-        donor = holder[prompt]
-        known = donor >= 0
-        if (moves := known & (donor != slots)).any():
-            length = int(self.prompt_length[prompt[moves]].max()) - 1
-            self.cache.copy_rows(donor[moves], slots[moves], length=length)
-        if known.all():
-            return
-        fresh, row = prompt[~known].unique(return_inverse=True)
-        length = int(self.prompt_length[fresh].max()) - 1
-        self.prefilled[fresh] += self.prompt_length[fresh] - 1
-        if length == 0:
-            return
-        wanted, rows = slots[~known], max(1, POSITIONS_PER_CALL // length)
-        for first in range(0, len(fresh), rows):  # a bounded number of positions at a time
-            part = fresh[first : first + rows]
-            cache = self.model.new_cache(len(part), length)
-            positions = torch.arange(length, device=self.rows.device).expand(len(part), length)
-            self.model(self.prompts[part, :length], positions, cache, logits=False)
-            mine = (row >= first) & (row < first + rows)
-            self.cache.copy_rows(row[mine] - first, wanted[mine], other=cache, length=length)
+        """Have the keys and values of prompt[i][:-1] in slot slots[i]: copied from the shelf, where a run of prompts is
+        prefilled in one call. Requests in the order of their prompts thus prefill each prompt once."""
+        while len(slots):
+            first = int(prompt.min())
+            if first not in self.shelved:
+                self.fill_shelf(first)
+            here = prompt < self.shelved.stop
+            length = int(self.prompt_length[prompt[here]].max()) - 1
+            if length:
+                self.cache.copy_rows(prompt[here] - self.shelved.start, slots[here], other=self.shelf, length=length)
+            slots, prompt = slots[~here], prompt[~here]
+
+    def fill_shelf(self, first: int) -> None:
+        """Prefill the run of prompts that begins with `first`."""
+        self.shelved = range(first, min(first + self.shelf_rows, len(self.prompts)))
+        run = slice(first, self.shelved.stop)
+        self.prefilled[run] += self.prompt_length[run] - 1
+        if length := int(self.prompt_length[run].max()) - 1:
+            if self.shelf is None:
+                self.shelf = self.model.new_cache(self.shelf_rows, self.prompts.shape[1] - 1)
+            tokens = torch.zeros((self.shelf_rows, length), dtype=torch.int64, device=self.prompts.device)
+            tokens[: len(self.shelved)] = self.prompts[run, :length]
+            positions = torch.arange(length, device=self.prompts.device).expand(tokens.shape)
+            self.model(tokens, positions, self.shelf, logits=False)
 
     def rewind(self, slots: Tensor, position: Tensor) -> None:
         """Keep the first position[i] response tokens of slot slots[i]; the next token is drawn after them."""
-        last_of_prompt = self.prompts[self.held[slots], self.start[slots] - 1]
+        last_of_prompt = self.prompts[self.prompt[slots], self.start[slots] - 1]
         self.length[slots], self.finished[slots], self.active[slots] = position, False, True
         self.before[slots] = torch.where(position > 0, self.tokens[slots, position - 1], last_of_prompt)
 

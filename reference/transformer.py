@@ -220,10 +220,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype in (torch.float32, torch.float64):  # nothing to cast: the fused kernel computes the same
-            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-        return self.weight * F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x [..., size]; `weight` stands in for the module's own (one per head, say)."""
+        precise = x.to(at_least_float32(x.dtype))
+        normed = precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * (self.weight if weight is None else weight)
 
 
 def rope_frequencies(config: Config, max_length: int) -> tuple[Tensor, float]:
@@ -249,27 +250,34 @@ def rope_frequencies(config: Config, max_length: int) -> tuple[Tensor, float]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on "split halves": dimension i turns with i + size/2. x [B, T, heads, D]; cos, sin [B, T, 1, size <= D].
+    """RoPE on "split halves": dimension i turns with i + size/2. x [N, heads, D]; cos, sin [N, 1, size <= D].
 
     `sin` carries the minus sign of its first half, so that the partner of each dimension is one `roll` away.
     """
     size = cos.shape[-1]
-    turned, rest = (x, None) if size == x.shape[-1] else x.split((size, x.shape[-1] - size), dim=-1)
-    turned = turned * cos + turned.roll(size // 2, -1) * sin
-    return turned if rest is None else torch.cat((turned, rest), -1)
+    if size == x.shape[-1]:
+        return x * cos + x.roll(size // 2, -1) * sin
+    turned, rest = x.split((size, x.shape[-1] - size), dim=-1)  # partial rotary: the rest passes
+    return torch.cat((rotate(turned, cos, sin), rest), -1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q kᵀ / sqrt(D)) v, each key-value head serving a group of query heads without being copied.
+    """softmax(q kᵀ / sqrt(D)) v, each key-value head serving a group of H/K query heads without being copied.
 
-    q [B, T, H, D]; k, v [B, K, S, D]; mask bool [B, 1, T, S], true where visible -> [B, T, H, D].
+    q [B, T, H, D]; k, v [B, S, K, D]; mask bool [B, 1, T, S], true where visible -> [B, T, H, D]. This is the
+    specification, rounding included; `F.scaled_dot_product_attention` computes the same in one kernel.
     """
-    B, T, H, D = q.shape
-    K, S = k.shape[1:3]
+    (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
     q = q.transpose(1, 2).reshape(B, K, H // K * T, D)
-    scores = (q @ k.transpose(-1, -2) * D**-0.5).view(B, H, T, S)
+    scores = (q @ k.permute(0, 2, 3, 1) * D**-0.5).view(B, H, T, S)
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=at_least_float32(q.dtype)).to(q.dtype)
-    return (weights.view(B, K, H // K * T, S) @ v).view(B, H, T, D).transpose(1, 2)
+    return (weights.view(B, K, H // K * T, S) @ v.transpose(1, 2)).view(B, H, T, D).transpose(1, 2)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -281,17 +289,17 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.o_bias)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
-        B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))  # [B, T, H, D]
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))  # [B, T, K, D]
-        v = self.v_proj(x).view(B, T, -1, self.head_dim)
-        q, k = rotate(torch.cat((q, k), 2), cos, sin).split((q.shape[2], k.shape[2]), 2)
-        k, v = view.keys_and_values(self.layer, k, v)  # keys are kept after RoPE
-        return self.o_proj(attention(q, k, v, view.masks[self.layer]).reshape(B, T, -1))
+        q, k, v = (proj(x).view(len(x), -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        heads, qk = (q.shape[1], k.shape[1]), torch.cat((q, k), 1)  # [N, H + K, D]: what befalls both is done once
+        if self.q_norm is not None:
+            weights = [norm.weight.expand(n, -1) for norm, n in zip((self.q_norm, self.k_norm), heads)]
+            qk = self.q_norm(qk, torch.cat(weights))
+        q, k = rotate(qk, cos, sin).split(heads, 1)
+        return self.o_proj(view.attend(self.layer, q, k, v).reshape(len(x), -1))
 
 
 class MLP(nn.Module):
@@ -322,10 +330,10 @@ class Layer(nn.Module):
 
 
 class KVCache:
-    """Keys and values of `rows` texts, `capacity` positions each: two tensors [layers, rows, K, capacity, D]."""
+    """Keys and values of `rows` texts, `capacity` positions each: two tensors [layers, rows, capacity, K, D]."""
 
     def __init__(self, config: Config, rows: int, capacity: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim)
+        shape = (config.num_hidden_layers, rows, capacity, config.num_key_value_heads, config.head_dim)
         self.rows, self.capacity = rows, capacity
         # Zeros, not empty memory: a masked slot has weight 0, and 0 times an uninitialised NaN would be NaN.
         self.k = torch.zeros(shape, dtype=dtype, device=device)
@@ -341,30 +349,34 @@ class KVCache:
         length = min(self.capacity, other.capacity) if length is None else length
         for mine, theirs in ((self.k, other.k), (self.v, other.v)):
             for layer in range(mine.shape[0]):
-                kept = theirs[layer, :, :, :length].index_select(0, source)
-                mine[layer, :, :, :length].index_copy_(0, target, kept)
+                kept = theirs[layer, :, :length].index_select(0, source)
+                mine[layer, :, :length].index_copy_(0, target, kept)
 
 
 class View:
     """What one call sees: where its keys and values are written and read, and each layer's mask."""
 
     def __init__(self, config: Config, positions: Tensor, cache: KVCache | None):
-        self.cache, self.positions = cache, positions
+        self.cache, self.shape = cache, positions.shape
         rows, time = positions.shape
-        self.visible = time if cache is None else int(positions.max()) + 1  # slots beyond are in nobody's sight
-        self.rows = torch.arange(rows, device=positions.device)[:, None]
-        slots, here = torch.arange(self.visible, device=positions.device), positions[:, None, :, None]
-        masks = {w: slots <= here if w is None else (slots <= here) & (slots > here - w) for w in set(config.windows)}
-        self.masks = [masks[w] for w in config.windows]  # each [rows, 1, time, visible]
+        visible = time
+        if cache is not None:
+            visible = int(positions.max()) + 1  # slots beyond are in nobody's sight
+            first = torch.arange(rows, device=positions.device)[:, None] * cache.capacity
+            self.slots = (first + positions).flatten()  # of the cache's rows laid end to end
+        at, here = torch.arange(visible, device=positions.device), positions[:, None, :, None]
+        masks = {w: at <= here if w is None else (at <= here) & (at > here - w) for w in set(config.windows)}
+        self.visible, self.masks = visible, [masks[w] for w in config.windows]  # each [rows, 1, time, visible]
 
-    def keys_and_values(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep k, v [B, T, K, D] at this call's positions; return all that may be seen, [B, K, visible, D]."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of this call's q [N, H, D] to what each may see; k, v [N, K, D] are kept first, after RoPE."""
+        q, mask = q.unflatten(0, self.shape), self.masks[layer]
         if self.cache is None:
-            return k.transpose(1, 2), v.transpose(1, 2)
-        kept_k, kept_v = self.cache.k[layer], self.cache.v[layer]
-        kept_k[self.rows, :, self.positions] = k
-        kept_v[self.rows, :, self.positions] = v
-        return kept_k[:, :, : self.visible], kept_v[:, :, : self.visible]
+            return attention(q, k.unflatten(0, self.shape), v.unflatten(0, self.shape), mask)
+        kept_k, kept_v = self.cache.k[layer], self.cache.v[layer]  # [rows, capacity, K, D]
+        kept_k.flatten(0, 1).index_copy_(0, self.slots, k)
+        kept_v.flatten(0, 1).index_copy_(0, self.slots, v)
+        return fused_attention(q, kept_k[:, : self.visible], kept_v[:, : self.visible], mask)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -414,18 +426,17 @@ class Transformer(nn.Module):
         """
         if cache is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        x = self.embed_tokens(tokens)
-        angles = positions[..., None].float() * self.frequencies.to(tokens.device)  # [rows, time, size/2]
-        cos = torch.cat((angles, angles), -1).cos() * self.rope_factor
-        sin = angles.sin() * self.rope_factor
-        cos, sin = cos.to(x.dtype)[:, :, None], torch.cat((-sin, sin), -1).to(x.dtype)[:, :, None]
+        x = self.embed_tokens(tokens.flatten())  # [N = rows · time, hidden]: rows and time meet only in attention
+        angles = positions.flatten()[:, None, None].float() * self.frequencies.to(tokens.device)  # [N, 1, size/2]
+        cos, sin = angles.cos() * self.rope_factor, angles.sin() * self.rope_factor
+        cos, sin = torch.cat((cos, cos), -1).to(x.dtype), torch.cat((-sin, sin), -1).to(x.dtype)
         view = View(self.config, positions, cache)
         for layer in self.layers:
             x = layer(x, cos, sin, view)
         if not logits:
             return None
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(self.norm(x), head.weight).to(at_least_float32(x.dtype))
+        return F.linear(self.norm(x), head.weight).to(at_least_float32(x.dtype)).unflatten(0, tokens.shape)
 
     # -- what it costs ------------------------------------------------------------------------------------------------
 
