@@ -166,6 +166,24 @@ class Samples(Sequence):
         parts = (tensor[prompt, i, :n] for tensor in (self.tokens, self.logp, self.logq))
         return Sample(*parts, finished=bool(self.finished[prompt, i]))
 
+    def rows(self, prompts: Tensor) -> Samples:
+        """Those of some prompts: int64 indices or a bool mask."""
+        return Samples(*(tensor[prompts] for tensor in self.tensors()))
+
+    def take(self, index: Tensor) -> Samples:
+        """Each prompt's responses index[prompt] (int64 [prompts, k])."""
+        return Samples(*(tensor[torch.arange(len(self))[:, None], index] for tensor in self.tensors()))
+
+    def put(self, prompts: Tensor, others: Samples) -> Samples:
+        """A copy in which the responses of `prompts` (int64 indices) are those of `others`."""
+        replaced = [tensor.clone() for tensor in self.tensors()]
+        for mine, theirs in zip(replaced, others.tensors()):
+            mine[prompts] = theirs
+        return Samples(*replaced)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.tokens, self.logp, self.logq, self.lengths, self.finished
+
     def total_logp(self) -> Tensor:
         """Log-probability of each response under the model, float64 [prompts, n]."""
         return self.logp.double().sum(-1)  # the padding is 0

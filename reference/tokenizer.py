@@ -46,7 +46,7 @@ FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
     "chat_template.jinja",
 )  # fmt: skip
-# Unicode noncharacters, reserved for a program's own use; they are removed from the texts of messages.
+# Unicode noncharacters, reserved for a program's own use; they are removed from texts that are taken literally.
 QUOTED, WRITTEN = "\ufdd0", "\ufdd1"  # before a special token's string: in a message's text; by the template itself
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, and what else the template reads
@@ -65,9 +65,10 @@ class Tokenizer:
         self.backend.no_truncation()  # some files carry a length to cut to; nothing may be cut unseen
         self.backend.no_padding()
         added = self.backend.get_added_tokens_decoder()
-        self.special = {i: token for i, token in added.items() if token.special}  # by id
-        longest_first = sorted((re.escape(token.content) for token in self.special.values()), key=len, reverse=True)
-        self.special_pattern = f"(?:{'|'.join(longest_first) or '(?!)'})"
+        # By id: what tokenizer.json marks as special. (transformers adds whatever tokenizer_config.json calls by name.)
+        self.special = {i: token for i, token in added.items() if token.special}
+        longest_first = sorted((token.content for token in self.special.values()), key=len, reverse=True)
+        self.special_pattern = f"(?:{'|'.join(map(re.escape, longest_first)) or '(?!)'})"  # (?!) matches nothing
         self.special_tokens = self.read_special_tokens()  # {"eos_token": "<|im_end|>", ...}
         self.stop_ids = self.read_stop_ids()
         self.chat_templates = self.read_chat_templates()  # by name; {} if there is none
@@ -110,8 +111,9 @@ class Tokenizer:
     def encode(self, text: str, special_tokens: bool = True, literal: bool = False) -> list[int]:
         """special_tokens: let the post-processor add what it adds (a BOS, say); false for a rendered chat.
         literal: a special token's string in the text is plain text, not the token."""
-        backend = self.literal_backend if literal else self.backend
-        return backend.encode(text, add_special_tokens=special_tokens).ids
+        if literal:
+            return self.literal_backend.encode(text.replace(WRITTEN, ""), add_special_tokens=special_tokens).ids
+        return self.backend.encode(text, add_special_tokens=special_tokens).ids
 
     def decode(self, ids: Iterable[int] | Tensor, skip_special_tokens: bool = True) -> str:
         """Ids that stand for nothing (a model's padding rows) give nothing; broken UTF-8 gives "\ufffd"."""
@@ -173,7 +175,7 @@ class Tokenizer:
         # One encoding of the whole, so that no seam shows: the twin reads the tokens that the template has written.
         text = re.sub(f"(?<!{QUOTED}){self.special_pattern}", rf"{WRITTEN}\g<0>", text).replace(QUOTED, "")
         own_id = {self.literal_backend.token_to_id(WRITTEN + token.content): i for i, token in self.special.items()}
-        return [own_id.get(i, i) for i in self.encode(text, special_tokens=False, literal=True)]
+        return [own_id.get(i, i) for i in self.literal_backend.encode(text, add_special_tokens=False).ids]
 
     def quote(self, value: Any) -> Any:
         """`value` with QUOTED before every special token's string, in all the strings that it holds."""

@@ -484,10 +484,14 @@ class Transformer(nn.Module):
             model = cls(config, max_length)
         wanted = model.state_dict()
         weights: dict[str, Tensor] = {}
+        shipped_head: Tensor | None = None
         for name, tensor in read_tensors(folder):
             for part, piece in split_fused(config, name.removeprefix("model."), tensor):
-                if part.endswith("rotary_emb.inv_freq") or (part == "lm_head.weight" and config.tie_word_embeddings):
-                    continue  # derived from the configuration; the tied head is the embedding
+                if part.endswith("rotary_emb.inv_freq"):
+                    continue  # old files carry it; it follows from the configuration
+                if part == "lm_head.weight" and config.tie_word_embeddings:
+                    shipped_head = piece  # some tied checkpoints ship the embedding twice
+                    continue
                 if part not in wanted:
                     raise ValueError(f"{folder}: tensor {name!r} has no place in a {config.model_type} model")
                 if piece.shape != wanted[part].shape:
@@ -498,6 +502,12 @@ class Transformer(nn.Module):
                 weights[part] = piece.to(device=device, dtype=dtype or piece.dtype).clone()
         if missing := sorted(wanted.keys() - weights.keys()):
             raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]!r}")
+        embedding = weights["embed_tokens.weight"]
+        if shipped_head is not None and not torch.equal(shipped_head.to(embedding), embedding):
+            raise ValueError(
+                f"{folder}: tensor 'lm_head.weight' differs from the embedding, but the config ties the two; set "
+                "tie_word_embeddings to false if the file is right"
+            )
         model.load_state_dict(weights, assign=True)
         return model.eval().requires_grad_(False)
 

@@ -1,0 +1,95 @@
+"""Problems, answers, and honest numbers: what an accuracy is worth.
+
+pass@k = E[1 − C(n−c, k) / C(n, k)] over problems, c of whose n samples are right: unbiased (2107.03374, eq. 1)
+interval: Clopper-Pearson where each problem is right or wrong, a bootstrap over problems where it has a share
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reference.text_model import last_boxed
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str | int  # unique in its task; it addresses the problem's random numbers
+    prompt: str
+    answer: str
+
+
+def extract(text: str) -> str | None:
+    r"""The answer of a response: its last \boxed{...}, else its last number; None if it has neither."""
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", text)
+    return last_boxed(text) or (numbers[-1] if numbers else None)
+
+
+def equal(given: str | None, answer: str) -> bool:
+    """Equal as numbers (1,000 = 1000.0, 1/2 = 0.5), or as texts but for case, blanks and a final stop."""
+    if given is None:
+        return False
+    numbers = as_number(given), as_number(answer)
+    if None not in numbers:
+        return math.isclose(*numbers, rel_tol=1e-9, abs_tol=1e-12)
+    plain = ("".join(text.lower().split()).strip("$").rstrip(".") for text in (given, answer))
+    return len(set(plain)) == 1
+
+
+def as_number(text: str) -> float | None:
+    match = re.fullmatch(r"\$?\s*(-?[\d,]*\.?\d+)\s*(?:/\s*([\d,]*\.?\d+))?\s*\$?", text.strip().rstrip("."))
+    if match is None:
+        return None
+    top, bottom = (float((part or "1").replace(",", "")) for part in match.groups())
+    return top / bottom if bottom else None
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """The unbiased estimate, from n samples with `correct` right, that one of k samples is right."""
+    if not 1 <= k <= n or not 0 <= correct <= n:
+        raise ValueError(f"pass@{k} needs 1 <= k <= n and 0 <= correct <= n; n is {n} and correct is {correct}")
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def accuracy(scores: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """(mean, lower, upper) of the problems' scores in [0, 1].
+
+    Right-or-wrong scores get the exact binomial interval (Clopper-Pearson). Shares (of several samples of a problem)
+    get a percentile bootstrap over problems, 2000 resamples of a fixed seed: samples of one problem are not
+    independent.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if not len(scores) or scores.min() < 0 or scores.max() > 1:
+        raise ValueError("accuracy needs at least one score, all of them in [0, 1]")
+    n, tail = len(scores), (1 - level) / 2
+    if np.isin(scores, (0.0, 1.0)).all():
+        k = int(scores.sum())
+        lower = 0.0 if k == 0 else solve(lambda p: binomial_tail(k, n, p), tail)
+        upper = 1.0 if k == n else 1 - solve(lambda p: binomial_tail(n - k, n, p), tail)
+        return k / n, lower, upper
+    resampled = np.random.default_rng(0).choice(scores, (2000, n)).mean(1)
+    return float(scores.mean()), *(float(q) for q in np.quantile(resampled, (tail, 1 - tail)))
+
+
+def binomial_tail(k: int, n: int, p: float) -> float:
+    """P(Binomial(n, p) >= k)."""
+    if p in (0.0, 1.0):
+        return float(p)
+    terms = (
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
+        for i in range(k, n + 1)
+    )
+    return math.fsum(math.exp(term) for term in terms)
+
+
+def solve(increasing, value: float) -> float:
+    """The p in [0, 1] with increasing(p) = value, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if increasing(middle) < value else (low, middle)
+    return low
