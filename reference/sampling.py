@@ -227,7 +227,7 @@ def log_law(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, 
 
 def keep_best(logq: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
     """Cut a law to the ids that `keep` (float64 masses in falling order -> bool) keeps, and renormalise it."""
-    ranked, ids = logq.sort(-1, descending=True, stable=True)  # stable: ties keep the order of ids
+    ranked, ids = logq.sort(dim=-1, descending=True, stable=True)  # stable: ties keep the order of ids
     cut = ~keep(ranked.double().exp())
     return logq.scatter(-1, ids, ranked.masked_fill(cut, -math.inf)).log_softmax(-1)
 
