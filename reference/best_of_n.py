@@ -91,7 +91,7 @@ def adaptive_best_of_n(
         raise ValueError(f"mu is {mu} and max_draws is {max_draws}; they must be above 0 and at least 1")
     stop_ids, keys = list(stop_ids), list(settings.pop("keys", None) or range(len(prompts)))
     costs, draws = [Cost()] * len(prompts), torch.zeros(len(prompts), dtype=torch.int64)
-    best: Samples | None = None
+    best = Samples.empty(len(prompts), 1, max_new_tokens, model.device)
     rewards = torch.full((len(prompts),), -torch.inf, dtype=torch.float64)
     undecided = list(range(len(prompts)))
     for k in range(1, max_draws + 1):
@@ -107,7 +107,7 @@ def adaptive_best_of_n(
         index = torch.tensor(undecided)
         reward = log_probability(drawn.samples)[:, 0].cpu()
         better = reward > rewards[index]
-        best = drawn.samples if best is None else best.put(index[better], drawn.samples.rows(better))
+        best.put(index[better], drawn.samples.rows(better))
         rewards[index] = torch.maximum(reward, rewards[index])
         draws[index] = k
         for i, cost in zip(undecided, drawn.costs):

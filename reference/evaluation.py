@@ -33,9 +33,9 @@ def equal(given: str | None, answer: str) -> bool:
     """Equal as numbers (1,000 = 1000.0, 1/2 = 0.5), or as texts but for case, blanks and a final stop."""
     if given is None:
         return False
-    numbers = as_number(given), as_number(answer)
-    if None not in numbers:
-        return math.isclose(*numbers, rel_tol=1e-9, abs_tol=1e-12)
+    a, b = as_number(given), as_number(answer)
+    if a is not None and b is not None:
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
     plain = ("".join(text.lower().split()).strip("$").rstrip(".") for text in (given, answer))
     return len(set(plain)) == 1
 
@@ -62,17 +62,17 @@ def accuracy(scores: Sequence[float], level: float = 0.95) -> tuple[float, float
     get a percentile bootstrap over problems, 2000 resamples of a fixed seed: samples of one problem are not
     independent.
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    if not len(scores) or scores.min() < 0 or scores.max() > 1:
+    values = np.asarray(scores, dtype=np.float64)
+    if not len(values) or values.min() < 0 or values.max() > 1:
         raise ValueError("accuracy needs at least one score, all of them in [0, 1]")
-    n, tail = len(scores), (1 - level) / 2
-    if np.isin(scores, (0.0, 1.0)).all():
-        k = int(scores.sum())
+    n, tail = len(values), (1 - level) / 2
+    if np.isin(values, (0.0, 1.0)).all():
+        k = int(values.sum())
         lower = 0.0 if k == 0 else solve(lambda p: binomial_tail(k, n, p), tail)
         upper = 1.0 if k == n else 1 - solve(lambda p: binomial_tail(n - k, n, p), tail)
         return k / n, lower, upper
-    resampled = np.random.default_rng(0).choice(scores, (2000, n)).mean(1)
-    return float(scores.mean()), *(float(q) for q in np.quantile(resampled, (tail, 1 - tail)))
+    resampled = np.random.default_rng(0).choice(values, (2000, n)).mean(1)
+    return float(values.mean()), float(np.quantile(resampled, tail)), float(np.quantile(resampled, 1 - tail))
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:

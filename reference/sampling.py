@@ -6,26 +6,32 @@ Every algorithm here speaks to a model through `LanguageModel` and decodes throu
 of one cache, each decoding its own request at its own position. A slot whose request has ended takes the next one at
 once, so nobody waits for the longest; the samples of one prompt share its prefill.
 
-Randomness is addressed, not streamed: `uniform(seed, key, sample, step, position, purpose)` hashes its address to a
-number in [0, 1), and a token is the inverse CDF of its address's number, in float64 and in id order. So a request's
-tokens depend neither on the batch that it shares nor on the slot it falls into, runs resume exactly, and two
-procedures that should be the same can be tested for equal tokens rather than equal laws.
+Randomness is addressed, not streamed (`reference/randomness.py`): a token is the inverse CDF of its address's number,
+in float64 and in id order. So a request's tokens depend neither on the batch that it shares nor on the slot it falls
+into, runs resume exactly, and two procedures that should be the same can be tested for equal tokens, not equal laws.
 
 The model's own generation defaults (repetition penalty, top-p, ...) are never applied: they would change the law.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+
+from reference.randomness import TOKEN, absorb, address, child_seed, key_of, uniform, unit
+from reference.samples import Cost, Generation, Sample, Samples
+
+__all__ = [
+    "Cache", "Cost", "Decoder", "Generation", "LanguageModel", "Requests", "Sample", "Samples", "child_seed",
+    "generate", "generate_naive", "inverse_cdf", "log_law", "score", "uniform",
+]  # fmt: skip
 
 
 class Cache(Protocol):
@@ -43,163 +49,20 @@ class LanguageModel(Protocol):
     """Anything that maps tokens to next-token logits: the Transformer, a table, a linear softmax model."""
 
     vocab_size: int
-    device: torch.device
-    max_length: int | None  # positions it may use; None = unbounded
-
-    def new_cache(self, rows: int, capacity: int) -> Cache: ...
-
-    def __call__(
-        self, tokens: Tensor, positions: Tensor | None = None, cache: Cache | None = None, *, logits: bool = True
-    ) -> Tensor | None:
-        """tokens, positions int64 [rows, time] -> logits [rows, time, vocab], float32 (float64 if the model is);
-        `logits=False` only fills the cache. Without a cache rows are whole texts and positions are None."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Addressed randomness
-
-TOKEN, CUT, ACCEPT, RESAMPLE, SWAP, CHOICE = range(6)  # purposes of a random number
-
-
-def int64(value: int) -> int:
-    """The 64-bit pattern of an integer, as the signed number that torch keeps."""
-    return (value + 2**63) % 2**64 - 2**63
-
-
-GOLDEN, MIX_1, MIX_2 = int64(0x9E3779B97F4A7C15), int64(0xBF58476D1CE4E5B9), int64(0x94D049BB133111EB)
-
-
-def shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 (torch's own is arithmetic)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def absorb(state: Tensor, word: Tensor | int) -> Tensor:
-    """One round of a counter-based hash on int64 tensors: SplitMix64's finaliser on state + (word + 1)·golden ratio."""
-    x = state + (int64((word + 1) * GOLDEN) if isinstance(word, int) else (word + 1) * GOLDEN)
-    x = (x ^ shift(x, 30)) * MIX_1
-    x = (x ^ shift(x, 27)) * MIX_2
-    return x ^ shift(x, 31)
-
-
-def address(seed: int, key: Tensor, sample: Tensor, step: Tensor | int = 0, purpose: int = TOKEN) -> Tensor:
-    """All of an address but its position, hashed: int64, the shape of key and sample broadcast."""
-    state = torch.full_like(key, int64(seed))
-    for word in (purpose, key, sample, step):
-        state = absorb(state, word)
-    return state
-
-
-def unit(state: Tensor) -> Tensor:
-    """The top 53 bits of a hash as a float64 in [0, 1)."""
-    return shift(state, 11).double() * 2.0**-53
-
-
-def uniform(seed: int, key: Tensor, sample: Tensor, step: Tensor | int, position: Tensor | int, purpose: int) -> Tensor:
-    """The float64 in [0, 1) at an address. `key` int64: the caller's key of the prompt; `sample`, `step` and
-    `position` (response tokens, from 0) int64 tensors or ints that broadcast with it; `purpose`: TOKEN, CUT, ..."""
-    return unit(absorb(address(seed, key, sample, step, purpose), position))
-
-
-def child_seed(seed: int, *labels: int | str) -> int:
-    """A seed for a part of a computation (a round, a role, a vote): a hash of the parent's seed and the labels."""
-    digest = hashlib.blake2b(repr((seed, *labels)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
-
-
-def key_of(name: int | str) -> int:
-    """A prompt's key: an integer as it is, a name hashed to one."""
-    return int64(name) if isinstance(name, int) else child_seed(0, name)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What comes out
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a computation really used, in tokens. `a + b` composes in series, `Cost.parallel` side by side."""
-
-    prompt_tokens: int = 0  # as a caller would be charged: each request's whole prompt
-    prefilled_tokens: int = 0  # prompt positions computed; a shared prompt once
-    decoded_tokens: int = 0  # response tokens, stop tokens included
-    sequential_tokens: int = 0  # decoded along the longest dependent path
-    calls: int = 0  # requests
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
-    @staticmethod
-    def parallel(costs: Iterable[Cost]) -> Cost:
-        """Costs of computations that do not wait for each other: sums, and the longest sequential path."""
-        costs = list(costs)
-        total = sum(costs, Cost())
-        longest = max((cost.sequential_tokens for cost in costs), default=0)
-        return Cost(total.prompt_tokens, total.prefilled_tokens, total.decoded_tokens, longest, total.calls)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One response. Sums over it are float64: `sample.logp.double().sum()`."""
-
-    tokens: Tensor  # int64 [length], the stop token included
-    logp: Tensor  # float32 [length]: log-probability of each token under the model at temperature 1
-    logq: Tensor  # float32 [length]: under the law that it was drawn from
-    finished: bool  # ended by a stop id (else cut at the horizon)
-
-
-class Samples(Sequence):
-    """Responses in padded tensors, shown as `samples[prompt][i]`; a `Sample` is made when it is looked at."""
-
-    def __init__(self, tokens: Tensor, logp: Tensor, logq: Tensor, lengths: Tensor, finished: Tensor):
-        """tokens int64, logp, logq [prompts, n, horizon]; lengths int64, finished bool [prompts, n]."""
-        self.tokens, self.logp, self.logq, self.lengths, self.finished = tokens, logp, logq, lengths, finished
-
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
-
-    def __getitem__(self, prompt):
-        return [self.sample(prompt, i) for i in range(self.tokens.shape[1])]
-
-    def sample(self, prompt: int, i: int) -> Sample:
-        n = int(self.lengths[prompt, i])
-        parts = (tensor[prompt, i, :n] for tensor in (self.tokens, self.logp, self.logq))
-        return Sample(*parts, finished=bool(self.finished[prompt, i]))
-
-    def rows(self, prompts: Tensor) -> Samples:
-        """Those of some prompts: int64 indices or a bool mask."""
-        return Samples(*(tensor[prompts] for tensor in self.tensors()))
-
-    def take(self, index: Tensor) -> Samples:
-        """Each prompt's responses index[prompt] (int64 [prompts, k])."""
-        return Samples(*(tensor[torch.arange(len(self))[:, None], index] for tensor in self.tensors()))
-
-    def put(self, prompts: Tensor, others: Samples) -> Samples:
-        """A copy in which the responses of `prompts` (int64 indices) are those of `others`."""
-        replaced = [tensor.clone() for tensor in self.tensors()]
-        for mine, theirs in zip(replaced, others.tensors()):
-            mine[prompts] = theirs
-        return Samples(*replaced)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.tokens, self.logp, self.logq, self.lengths, self.finished
-
-    def total_logp(self) -> Tensor:
-        """Log-probability of each response under the model, float64 [prompts, n]."""
-        return self.logp.double().sum(-1)  # the padding is 0
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What `generate` returns."""
-
-    samples: Samples
-    costs: list[Cost]  # per prompt
 
     @property
-    def cost(self) -> Cost:
-        """Of the whole, the prompts side by side."""
-        return Cost.parallel(self.costs)
+    def device(self) -> torch.device: ...
+
+    @property
+    def max_length(self) -> int | None: ...  # positions it may use; None = unbounded
+
+    def new_cache(self, rows: int, capacity: int) -> Any: ...  # a Cache
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor | None = None, cache: Any = None, *, logits: bool = True
+    ) -> Tensor:
+        """tokens, positions int64 [rows, time] -> logits [rows, time, vocab], float32 (float64 if the model is);
+        `logits=False` only fills the cache and gives None. Without a cache rows are whole texts, positions None."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,7 +167,7 @@ class Decoder:
         def integers(*shape, value=0):
             return torch.full((slots, *shape), value, dtype=torch.int64, device=device)
 
-        self.rows = torch.arange(slots, device=device)
+        self.columns = torch.arange(horizon + 1, device=device)
         self.tokens, self.length = integers(horizon + 1), integers()
         self.logp, self.logq = torch.zeros((2, slots, horizon + 1), device=device)
         self.measures: Tensor | None = None
@@ -312,10 +175,13 @@ class Decoder:
         self.start, self.limit = integers(value=1), integers(value=1)  # the prompt's length, the request's horizon
         self.before = integers()  # the token that is fed next
         self.prompt = integers()  # which prompt the slot continues
-        self.stream = integers()  # the hashed address of the request
+        self.uniforms = torch.zeros(
+            (slots, horizon + 1), dtype=torch.float64, device=device
+        )  # of the request's address
         self.active = torch.zeros(slots, dtype=torch.bool, device=device)
         self.shelf_rows = min(slots, len(prompts), max(1, POSITIONS_PER_CALL // self.prompts.shape[1]))
-        self.shelf, self.shelved = None, range(0)  # prompts that stand ready, prefilled, one row each
+        self.shelf: Cache | None = None  # prompts that stand ready, prefilled, one row each:
+        self.shelved = range(0)  # these
         self.prefilled = torch.zeros(len(prompts), dtype=torch.int64, device=device)  # positions computed, per prompt
 
     def load(self, slots: Tensor, requests: Requests) -> None:
@@ -323,7 +189,8 @@ class Decoder:
         self.fetch_prompts(slots, requests.prompt)
         self.prompt[slots], self.start[slots] = requests.prompt, self.prompt_length[requests.prompt]
         self.limit[slots] = requests.horizon
-        self.stream[slots] = address(self.seed, requests.key, requests.sample, requests.step)
+        stream = address(self.seed, requests.key, requests.sample, requests.step)
+        self.uniforms[slots] = unit(absorb(stream[:, None], self.columns))
         self.rewind(slots, torch.zeros_like(slots))
 
     def fetch_prompts(self, slots: Tensor, prompt: Tensor) -> None:
@@ -364,17 +231,17 @@ class Decoder:
         logits = self.model(self.before[:, None], at[:, None], self.cache)[:, -1]
         logp = logits.log_softmax(-1)
         logq = logp if self.law == (1.0, None, None) else log_law(logits, *self.law)
-        token = inverse_cdf(logq, unit(absorb(self.stream, self.length)))
+        here = self.length[:, None]
+        token = inverse_cdf(logq, self.uniforms.gather(1, here)[:, 0])
 
-        here = (self.rows, self.length)
-        self.tokens[here] = token
-        self.logp[here] = logp[self.rows, token].float()
-        self.logq[here] = logq[self.rows, token].float()
+        self.tokens.scatter_(1, here, token[:, None])
+        self.logp.scatter_(1, here, logp.gather(1, token[:, None]).float())
+        self.logq.scatter_(1, here, logq.gather(1, token[:, None]).float())
         if self.measure is not None:
             measured = self.measure(logits)
             if self.measures is None:
                 self.measures = measured.new_zeros(*self.tokens.shape, measured.shape[-1])
-            self.measures[here] = measured
+            self.measures.scatter_(1, here[..., None].expand(-1, 1, measured.shape[-1]), measured[:, None])
 
         stopped = self.active & self.stops[token]
         ended = stopped | (self.active & (self.length + 1 >= self.limit))
@@ -383,6 +250,13 @@ class Decoder:
         self.finished |= stopped
         self.active &= ~ended
         return ended
+
+    def responses(self, slots: Tensor) -> Samples:
+        """What stands in some slots, [slots, 1]."""
+        beyond = self.columns[:-1] >= self.length[slots, None]
+        tokens, logp, logq = (x[slots, :-1].masked_fill(beyond, 0) for x in (self.tokens, self.logp, self.logq))
+        length, finished = self.length[slots], self.finished[slots]
+        return Samples(tokens[:, None], logp[:, None], logq[:, None], length[:, None], finished[:, None])
 
 
 POSITIONS_PER_CALL = 1 << 14  # how many positions prefilling and scoring compute at a time
@@ -437,10 +311,7 @@ def generate(
     decoder = Decoder(
         model, texts, slots, horizon, stop_ids=stop_ids, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
-    tokens = torch.zeros((P * n, horizon), dtype=torch.int64, device=model.device)
-    logp, logq = torch.zeros((2, P * n, horizon), device=model.device)
-    lengths, finished = torch.zeros_like(index), torch.zeros_like(index, dtype=torch.bool)
-
+    results = Samples.empty(P * n, 1, horizon, model.device)
     of = torch.full((slots,), -1, dtype=torch.int64, device=model.device)  # the request in each slot
     free, next_request, done = torch.arange(slots, device=model.device), 0, 0
     with tqdm(total=P * n, desc="generate", unit="response", disable=None, leave=False) as progress:
@@ -452,20 +323,18 @@ def generate(
             free = decoder.advance().nonzero()[:, 0]
             while not len(free):
                 free = decoder.advance().nonzero()[:, 0]
-            r, length = of[free], decoder.length[free]
-            unwritten = torch.arange(horizon, device=model.device) >= length[:, None]
-            for result, kept in ((tokens, decoder.tokens), (logp, decoder.logp), (logq, decoder.logq)):
-                result[r] = kept[free, :horizon].masked_fill(unwritten, 0)
-            lengths[r], finished[r] = length, decoder.finished[free]
-            check_finite(logp, r, n, keys)
+            ended = decoder.responses(free)
+            check_finite(ended.logp[:, 0], of[free], n, keys)
+            results.put(of[free], ended)
             done += len(free)
             progress.update(len(free))
 
-    tokens, logp, logq = (result.view(P, n, horizon) for result in (tokens, logp, logq))
-    lengths, finished = lengths.view(P, n), finished.view(P, n)
+    samples = Samples(*(tensor.view(P, n, *tensor.shape[2:]) for tensor in results.tensors()))
+    lengths = samples.lengths
     charged = decoder.prompt_length * n
-    counts = torch.stack((charged, decoder.prefilled, lengths.sum(1), lengths.amax(1)), 1).tolist()
-    return Generation(Samples(tokens, logp, logq, lengths, finished), [Cost(*count, calls=n) for count in counts])
+    calls = torch.full_like(charged, n)
+    counts = torch.stack((charged, decoder.prefilled, lengths.sum(1), lengths.amax(1), calls), 1).tolist()
+    return Generation(samples, [Cost(*count) for count in counts])
 
 
 @torch.no_grad()
@@ -555,8 +424,8 @@ def check_prompts(model: LanguageModel, prompts: Sequence, name: str = "prompt")
 
 def check_horizons(model: LanguageModel, texts: list[Tensor], max_new_tokens: int | Sequence[int]) -> list[int]:
     """Each prompt's horizon. ValueError: below 1, or prompt and response together beyond the model's maximum."""
-    single = isinstance(max_new_tokens, int)
-    horizons = [max_new_tokens] * len(texts) if single else [int(horizon) for horizon in max_new_tokens]
+    given = [max_new_tokens] * len(texts) if isinstance(max_new_tokens, int) else max_new_tokens
+    horizons = [int(horizon) for horizon in given]
     if len(horizons) != len(texts):
         raise ValueError(f"{len(horizons)} values of max_new_tokens for {len(texts)} prompts; give one or one for each")
     for i, (text, horizon) in enumerate(zip(texts, horizons)):
@@ -583,11 +452,11 @@ def check_law(model: LanguageModel, stop_ids: list[int], temperature: float, top
             raise ValueError(f"stop id {stop} is outside the model's vocabulary 0..{model.vocab_size - 1}")
 
 
-def check_finite(logp: Tensor, ended: Tensor, n: int, keys: Sequence[int | str] | None) -> None:
+def check_finite(logp: Tensor, request: Tensor, n: int, keys: Sequence[int | str] | None) -> None:
     """NaN or infinite logits make the token's log-probability NaN: looked for in the requests that have ended."""
-    if (bad := logp[ended].isnan()).any():
+    if (bad := logp.isnan()).any():
         row, position = bad.nonzero()[0].tolist()
-        prompt, sample = divmod(int(ended[row]), n)
+        prompt, sample = divmod(int(request[row]), n)
         name = f" (key {keys[prompt]!r})" if keys is not None else ""
         raise ValueError(
             f"the model's logits are not a law (NaN or infinite) for prompt {prompt}{name}, sample {sample}, at "

@@ -295,7 +295,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         q, k, v = (proj(x).view(len(x), -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         heads, qk = (q.shape[1], k.shape[1]), torch.cat((q, k), 1)  # [N, H + K, D]: what befalls both is done once
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             weights = [norm.weight.expand(n, -1) for norm, n in zip((self.q_norm, self.k_norm), heads)]
             qk = self.q_norm(qk, torch.cat(weights))
         q, k = rotate(qk, cos, sin).split(heads, 1)
@@ -305,9 +305,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        sizes, bias = (config.hidden_size, config.intermediate_size), config.mlp_bias
-        self.gate_proj, self.up_proj = nn.Linear(*sizes, bias=bias), nn.Linear(*sizes, bias=bias)
-        self.down_proj = nn.Linear(*reversed(sizes), bias=bias)
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(hidden, inner, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -424,7 +425,7 @@ class Transformer(nn.Module):
         With a cache, `positions` says where each token stands in its row's text, counted from 0 and increasing along
         the call; without one the rows are whole texts and positions are None.
         """
-        if cache is None:
+        if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         x = self.embed_tokens(tokens.flatten())  # [N = rows · time, hidden]: rows and time meet only in attention
         angles = positions.flatten()[:, None, None].float() * self.frequencies.to(tokens.device)  # [N, 1, size/2]

@@ -44,6 +44,7 @@ class TabularLM(nn.Module):
                 f"a table of logits {list(logits.shape)} needs transitions of that shape to states 0..{len(logits) - 1}"
             )
         self.logits = nn.Parameter(logits, requires_grad=False)
+        self.transition: Tensor
         self.register_buffer("transition", transition)
         self.vocab_size, self.max_length = logits.shape[1], max_length
 
@@ -61,6 +62,7 @@ class TabularLM(nn.Module):
         here = torch.arange(rows, device=tokens.device)
         state = torch.zeros(rows, dtype=torch.int64, device=tokens.device)
         if cache is not None:
+            assert positions is not None  # the interface: with a cache come positions
             first = positions[:, 0]
             state = torch.where(first > 0, cache.states[here, first - 1], state)
         states = []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import reference.randomness as R
 import reference.sampling as S
 from reference.sampling import Cost, Decoder, child_seed, generate, generate_naive, inverse_cdf, log_law, score, uniform
 from reference.transformer import Config, Transformer
@@ -84,7 +85,7 @@ MODELS = {
 # -- randomness --------------------------------------------------------------------------------------------------------
 
 GRID = torch.arange(100_000)
-ADDRESS = {"seed": 3, "key": 5, "sample": 7, "step": 11, "position": 13, "purpose": S.ACCEPT}
+ADDRESS = {"seed": 3, "key": 5, "sample": 7, "step": 11, "position": 13, "purpose": R.ACCEPT}
 
 
 def draw(**varied):
@@ -110,23 +111,23 @@ def test_neighbouring_addresses_are_uniform_and_independent(field):
 
 
 def test_seeds_and_purposes_are_independent():
-    assert_fair(draw(position=GRID), draw(position=GRID, purpose=S.TOKEN))
+    assert_fair(draw(position=GRID), draw(position=GRID, purpose=R.TOKEN))
     assert_fair(draw(position=GRID), draw(position=GRID, seed=ADDRESS["seed"] + 1))
     assert_fair(draw(position=GRID), draw(position=GRID, seed=child_seed(ADDRESS["seed"], "round", 1)))
 
 
 def test_a_hash_that_does_not_mix_is_caught(monkeypatch):
     def only_add(state, word):  # a Weyl sequence: uniform, but each number gives away the next
-        return state + torch.as_tensor(word + 1) * S.GOLDEN
+        return state + torch.as_tensor(word + 1) * R.GOLDEN
 
-    monkeypatch.setattr(S, "absorb", only_add)
+    monkeypatch.setattr(R, "absorb", only_add)
     with pytest.raises(AssertionError):
         assert_fair(draw(position=GRID), draw(position=GRID + 1))
 
 
 def test_uniform_is_a_fixed_function():
     """Results that were published with a seed can be drawn again: SplitMix64's own first outputs, and one address."""
-    splitmix = [S.absorb(torch.tensor(1234567), position) for position in range(3)]
+    splitmix = [R.absorb(torch.tensor(1234567), position) for position in range(3)]
     assert [int(x) % 2**64 for x in splitmix] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
     assert float(draw()[0]) == float(draw()[-1])
     assert child_seed(0, "draft", 1) != child_seed(0, "draft", 2) != child_seed(1, "draft", 2)

@@ -1,0 +1,118 @@
+"""The figures' command line.
+
+    python -m figures draw [NAME ...]     redraw figures/NAME.png from figures/results/NAME.json (default: all)
+    python -m figures compute NAME ...    compute figures/results/NAME.json again, and redraw
+    python -m figures stale               name the results that were computed from other code than today's
+    python -m figures demo                compute and show the demo, in runs/: nothing that git tracks changes
+
+A figure is a module figures/NAME.py with `compute() -> plain dict`, `draw(dict) -> matplotlib figure`, optionally
+`table(dict) -> text`, and `DEPENDS`: the files and folders whose contents decide what `compute` returns.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import torch
+
+from reference.transformer import write_whole
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+
+
+def fingerprint(depends: tuple[str, ...]) -> str:
+    """A hash of the files that a result depends on (Python, weights and settings below the named paths)."""
+    digest = hashlib.sha256()
+    for name in depends:
+        path = HERE.parent / name
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.suffix in (".py", ".json", ".safetensors"):
+                digest.update(file.relative_to(HERE.parent).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def module(name: str):
+    if not (HERE / f"{name}.py").exists():
+        raise SystemExit(f"there is no figure {name!r}; there are {', '.join(names())}")
+    return importlib.import_module(f"figures.{name}")
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
+
+
+def compute(name: str, folder: Path = RESULTS) -> dict:
+    figure, begin = module(name), time.time()
+    result = figure.compute()
+    result["about"] = {
+        "depends": fingerprint(figure.DEPENDS),
+        "seconds": round(time.time() - begin, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1) + "\n"
+    write_whole(folder / f"{name}.json", lambda part: part.write_text(text))
+    return result
+
+
+def draw(name: str, results: Path = RESULTS, pictures: Path = HERE) -> None:
+    result = json.loads((results / f"{name}.json").read_text())
+    figure = module(name).draw(result)
+    write_whole(pictures / f"{name}.png", lambda part: figure.savefig(part, dpi=120, format="png"))
+    matplotlib.pyplot.close(figure)
+
+
+def stale() -> list[str]:
+    """The results whose dependencies have changed since they were computed."""
+    kept = {path.stem: json.loads(path.read_text())["about"]["depends"] for path in sorted(RESULTS.glob("*.json"))}
+    return [name for name, depends in kept.items() if fingerprint(module(name).DEPENDS) != depends]
+
+
+def show(name: str, result: dict, picture: Path) -> None:
+    if hasattr(module(name), "table"):
+        print(module(name).table(result))
+    print(f"picture: {picture.relative_to(HERE.parent)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m figures", description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=("draw", "compute", "stale", "demo"))
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    arguments = parser.parse_args()
+    chosen = arguments.names
+    if arguments.action == "stale":
+        print("\n".join(f"{name}: computed from other code than today's" for name in stale()) or "all are up to date")
+    elif arguments.action == "demo":
+        runs = HERE.parent / "runs"
+        result = compute("demo", runs)
+        draw("demo", runs, runs)
+        show("demo", result, runs / "demo.png")
+    elif arguments.action == "draw":
+        for name in chosen or sorted(path.stem for path in RESULTS.glob("*.json")):
+            draw(name)
+            print(f"figures/{name}.png")
+    elif not chosen:
+        sys.exit(f"name a figure to compute: {', '.join(names())}")
+    else:
+        for name in chosen:
+            result = compute(name)
+            draw(name)
+            show(name, result, HERE / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Decoding on the CPU, side by side with transformers' `generate` on the same weights, in one run.
+
+toy     the shipped checkpoint, 500 requests whose response lengths are log-normal with the spread that language models
+        show (coefficient of variation 0.8, mean 32, at most 100), 64 at a time. transformers decodes them in batches of
+        64 in the same order, each batch to its longest; only the tokens asked for count.
+0.5B    random float32 weights in the shape of Qwen2.5-0.5B, a 64-token prompt, 24 new tokens, batch 1 and 8: all equal.
+
+Both sample at temperature 1 from the whole law, take turns, and are quoted by the median of their runs.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from reference.sampling import generate
+from reference.transformer import Config, Transformer
+
+DEPENDS = ("reference", "toy/checkpoint/model.safetensors", "figures/bench_decode.py")
+CHECKPOINT = Path(__file__).resolve().parent.parent / "toy" / "checkpoint"
+HALF_BILLION = {
+    "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
+    "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    "rope_theta": 1e6, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def ours(model, prompts, lengths, slots):
+    result = generate(model, prompts, max_new_tokens=lengths, stop_ids=[], slots=slots)
+    assert result.cost.decoded_tokens == sum(lengths)
+
+
+@torch.no_grad()
+def theirs(model, prompts, lengths, batch):
+    for first in range(0, len(prompts), batch):
+        part, horizon = prompts[first : first + batch], max(lengths[first : first + batch])
+        width = max(map(len, part))
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in part])  # left-padded
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in part])
+        out = model.generate(
+            ids, attention_mask=mask, max_new_tokens=horizon, do_sample=True, top_k=0, pad_token_id=0
+        )  # fmt: skip
+        assert out.shape[1] == width + horizon
+
+
+def race(our_model, their_model, prompts, lengths, batch, runs):
+    """Tokens per second of both, [runs] each, after one run of each that does not count."""
+    speeds = {"sharpening": [], "transformers": []}
+    for run in range(runs + 1):
+        for name, decode, model in (("sharpening", ours, our_model), ("transformers", theirs, their_model)):
+            begin = time.perf_counter()
+            decode(model, prompts, lengths, batch)
+            if run:
+                speeds[name].append(sum(lengths) / (time.perf_counter() - begin))
+    return speeds
+
+
+def oracle(config):
+    import transformers  # only here: it is what we are compared with
+
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = None  # the lengths are given
+    return model
+
+
+def toy_race(runs: int) -> dict:
+    import transformers
+
+    rng = np.random.default_rng(0)
+    sigma = np.sqrt(np.log(1 + 0.8**2))
+    lengths = np.clip(rng.lognormal(np.log(32) - sigma**2 / 2, sigma, 500).round(), 1, 100).astype(int).tolist()
+    prompts = [rng.integers(0, 11, rng.integers(6, 25)).tolist() for _ in lengths]
+    model = Transformer.from_pretrained(CHECKPOINT)
+    other = oracle(transformers.AutoConfig.from_pretrained(CHECKPOINT))
+    other.load_state_dict({f"model.{name}": weight for name, weight in model.state_dict().items()}, strict=False)
+    return race(model, other, prompts, lengths, 64, runs)
+
+
+def half_billion_race(runs: int) -> dict[int, dict]:
+    import transformers
+
+    other = oracle(transformers.AutoConfig.for_model(**HALF_BILLION))
+    with torch.device("meta"):
+        model = Transformer(Config.from_dict(HALF_BILLION))
+    weights = {name.removeprefix("model."): weight for name, weight in other.state_dict().items()}
+    weights.pop("lm_head.weight")  # tied
+    model.load_state_dict(weights, assign=True)  # the same memory
+    model.eval().requires_grad_(False)
+    prompts = torch.randint(0, 151936, (8, 64), generator=torch.Generator().manual_seed(0)).tolist()
+    return {batch: race(model, other, prompts[:batch], [24] * batch, batch, runs) for batch in (1, 8)}
+
+
+def memory() -> dict:
+    """Peak memory of generating with the 0.5B shape at batch 8, in a process of its own, against what it must hold."""
+    program = """
+import resource, torch
+from figures.bench_decode import HALF_BILLION
+from reference.sampling import generate
+from reference.transformer import Config, Transformer
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+generate(Transformer(Config.from_dict({**HALF_BILLION, "vocab_size": 8, "hidden_size": 28, "num_hidden_layers": 1})),
+         [[1]], max_new_tokens=2, stop_ids=[])  # what the libraries take once
+before = peak()
+model = Transformer(Config.from_dict(HALF_BILLION)).requires_grad_(False)
+generate(model, torch.randint(0, 1000, (8, 512)).tolist(), max_new_tokens=8, stop_ids=[])
+needed = 4 * model.num_parameters() + 8 * 520 * model.kv_bytes_per_token() + 8 * 4 * model.vocab_size
+print(peak() - before, needed)
+"""
+    root = Path(__file__).resolve().parent.parent
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, env={**os.environ})
+    used, needed = map(int, run.stdout.split())
+    return {"used": used, "needed": needed}
+
+
+def compute() -> dict:
+    races = {"toy, 64 at a time, mixed lengths": toy_race(runs=5)}
+    races |= {f"0.5B float32, batch {batch}": race for batch, race in half_billion_race(runs=3).items()}
+    return {"races": races, "memory": memory()}
+
+
+def medians(result: dict):
+    for name, speeds in result["races"].items():
+        mine, other = (statistics.median(speeds[who]) for who in ("sharpening", "transformers"))
+        pairs = [a / b for a, b in zip(speeds["sharpening"], speeds["transformers"])]
+        yield name, mine, other, statistics.median(pairs), min(pairs), max(pairs)
+
+
+def table(result: dict) -> str:
+    lines = [f"{'useful tokens per second':36}{'sharpening':>12}{'transformers':>14}{'ratio':>8}  (range over pairs)"]
+    for name, mine, other, ratio, low, high in medians(result):
+        lines.append(f"{name:36}{mine:12.1f}{other:14.1f}{ratio:8.2f}  ({low:.2f} to {high:.2f})")
+    used, needed = (result["memory"][key] / 2**30 for key in ("used", "needed"))
+    lines.append(
+        f"memory, 0.5B float32, batch 8: {used:.2f} GiB at the peak; weights + cache + logits are {needed:.2f}"
+    )
+    return "\n".join(lines)
+
+
+def draw(result: dict):
+    figure, axes = plt.subplots(1, len(result["races"]), figsize=(11, 3.4), layout="constrained")
+    colours = {"sharpening": "#0072B2", "transformers": "#999999"}
+    for axis, (name, speeds) in zip(axes, result["races"].items()):
+        for x, (who, values) in enumerate(speeds.items()):
+            axis.bar(x, statistics.median(values), color=colours[who], width=0.6)
+            axis.plot([x] * len(values), values, "k.", markersize=4)
+        axis.set_xticks(range(2), speeds)
+        axis.set_title(name, fontsize=10)
+    axes[0].set_ylabel("useful tokens per second (bars: median; dots: runs)", fontsize=8)
+    return figure

@@ -1,0 +1,195 @@
+"""The demo: one small model, several ways to ask it, and what each costs.
+
+200 problems of the relay task that the model has never seen (`toy/relay.py`), answered by greedy decoding, by sampling
+at two temperatures, and by best-of-N with three self-rewards. Nothing but the accuracy column has seen an answer.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from reference.best_of_n import select
+from reference.evaluation import accuracy
+from reference.sampling import Cost, Samples, generate
+from reference.self_reward import length_normalized, log_probability, majority_vote
+from reference.text_model import TextModel
+from toy.relay import Problem, make_problems
+
+DEPENDS = ("reference", "toy", "figures/demo.py")
+CHECKPOINT = Path(__file__).resolve().parent.parent / "toy" / "checkpoint"
+PROBLEMS, POOL, SEED, HORIZON = 200, 32, 0, 24
+KINDS = ("plain", "tempting", "hard")
+SIZES = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass
+class World:
+    """What every method is given: the model, the problems, and how to read a response."""
+
+    text_model: TextModel
+    problems: list[Problem]
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        return [self.text_model.prompt("author", question=problem.question) for problem in self.problems]
+
+    def sample(self, n: int, temperature: float = 1.0):
+        model = self.text_model
+        return generate(
+            model.model, self.prompts, max_new_tokens=HORIZON, stop_ids=model.stop_ids, samples_per_prompt=n,
+            temperature=temperature, keys=[problem.id for problem in self.problems], seed=SEED,
+        )  # fmt: skip
+
+    def answers(self, samples: Samples) -> list[list[str | None]]:
+        """What each response answers, [problem][i]."""
+        read, decode = self.text_model.parse, self.text_model.tokenizer.decode
+        return [[read("author", decode(sample.tokens)) for sample in responses] for responses in samples]
+
+    def right(self, samples: Samples) -> np.ndarray:
+        """1 where a response's answer is the truth, [problems, n]."""
+        truth = (problem.answer for problem in self.problems)
+        return np.array([[a == answer for a in given] for given, answer in zip(self.answers(samples), truth)], float)
+
+
+@dataclass
+class Row:
+    """One method's line in the table."""
+
+    method: str
+    right: np.ndarray  # [problems]: 0 or 1, or the share of several responses
+    logp: float  # mean log-probability of the responses that it answers with
+    cost: Cost
+    seconds: float
+
+
+def one_response(world: World) -> Iterator[Row]:
+    """Decode once: greedily, at a low temperature, at temperature 1."""
+    for method, temperature in (("greedy", 0.0), ("temperature 1/4", 0.25), ("temperature 1", 1.0)):
+        begin = time.perf_counter()
+        drawn = world.sample(1, temperature)
+        seconds = time.perf_counter() - begin
+        yield Row(method, world.right(drawn.samples)[:, 0], mean_logp(drawn.samples), drawn.cost, seconds)
+
+
+def best_of_n(world: World) -> Iterator[Row]:
+    """Best-of-N by log-probability for several N, and by the other two self-rewards for the largest."""
+    by_answer = {"majority vote": lambda samples: majority_vote(world.answers(samples))}
+    for n in (4, 8, POOL):
+        begin = time.perf_counter()
+        drawn = world.sample(n)
+        seconds = time.perf_counter() - begin
+        rewards: dict[str, Callable[[Samples], torch.Tensor]] = {"log-probability": log_probability}
+        if n == POOL:
+            rewards |= {"log-probability per token": length_normalized} | by_answer
+        for name, reward in rewards.items():
+            chosen = select(drawn.samples, reward(drawn.samples))
+            row = Row(f"best of {n} by {name}", world.right(chosen)[:, 0], mean_logp(chosen), drawn.cost, seconds)
+            yield row
+
+
+METHODS = (one_response, best_of_n)
+
+
+def mean_logp(samples: Samples) -> float:
+    return float(samples.total_logp().mean())
+
+
+def curves(world: World) -> dict:
+    """Accuracy against N by class, for each self-reward, from one pool: the first N of 32 responses."""
+    pool = world.sample(POOL).samples
+    kinds = np.array([problem.kind for problem in world.problems])
+    groups = {"all": np.ones(len(kinds), bool)} | {kind: kinds == kind for kind in KINDS}
+    rewards = {
+        "log-probability": log_probability,
+        "log-probability per token": length_normalized,
+        "majority vote": lambda samples: majority_vote(world.answers(samples)),
+    }
+    right = world.right(pool)
+    result = {"any right (pass@N)": {n: right[:, :n].max(1) for n in SIZES}}
+    for name, reward in rewards.items():
+        first = {n: pool.take(torch.arange(n).expand(len(pool), n)) for n in SIZES}
+        result[name] = {n: world.right(select(samples, reward(samples)))[:, 0] for n, samples in first.items()}
+    return {
+        group: {name: [accuracy(scores[n][mask]) for n in SIZES] for name, scores in result.items()}
+        for group, mask in groups.items()
+    }
+
+
+def compute() -> dict:
+    text_model = TextModel.from_pretrained(CHECKPOINT)
+    world = World(text_model, make_problems(PROBLEMS, seed=SEED + 1000))
+    kinds = np.array([problem.kind for problem in world.problems])
+    rows = []
+    for method in METHODS:
+        for row in method(world):
+            by_kind = {kind: accuracy(row.right[kinds == kind]) for kind in KINDS}
+            rows.append(
+                {
+                    "method": row.method, "accuracy": accuracy(row.right), **by_kind, "logp": row.logp,
+                    "decoded": row.cost.decoded_tokens / PROBLEMS, "seconds": row.seconds,
+                }
+            )  # fmt: skip
+    counts = {kind: int((kinds == kind).sum()) for kind in KINDS}
+    return {"seed": SEED, "problems": PROBLEMS, "counts": counts, "rows": rows, "curves": curves(world)}
+
+
+def table(result: dict) -> str:
+    counts = result["counts"]
+    lines = [
+        f"{result['problems']} problems that the model has not seen: "
+        + ", ".join(f"{counts[kind]} {kind}" for kind in KINDS),
+        "",
+        f"{'':41}{'accuracy':>8}  {'95 % interval':16}{'plain':>6}{'tempting':>10}{'hard':>6}{'mean':>9}"
+        f"{'tokens per':>12}",
+        f"{'':41}{'':8}  {'':16}{'':6}{'':10}{'':6}{'log p':>9}{'problem':>12}{'seconds':>9}",
+    ]
+    for row in result["rows"]:
+        mean, low, high = row["accuracy"]
+        plain, tempting, hard = (row[kind][0] for kind in KINDS)
+        lines.append(
+            f"{row['method']:41}{mean:8.3f}  [{low:.3f}, {high:.3f}]  {plain:6.2f}{tempting:10.2f}{hard:6.2f}"
+            f"{row['logp']:9.2f}{row['decoded']:12.1f}{row['seconds']:9.1f}"
+        )
+    return "\n".join((*lines, "", LESSONS))
+
+
+LESSONS = """plain: the right draft is the most likely one, token by token; any sharpening helps.
+tempting: the likeliest first token (a guess) has many poor futures; sharpening tokens hurts, whole responses helps.
+hard: the most likely draft holds a misconception; no sharpening helps, only checking the steps will."""
+
+COLOURS = {
+    "log-probability": "#0072B2", "log-probability per token": "#56B4E9", "majority vote": "#D55E00",
+    "any right (pass@N)": "#999999",
+}  # fmt: skip
+LINES = {"greedy": ("#000000", "--"), "temperature 1/4": ("#009E73", ":")}
+
+
+def draw(result: dict):
+    figure, axes = plt.subplots(1, 4, figsize=(14, 4), sharey=True, layout="constrained")
+    for axis, group in zip(axes, ("all", *KINDS)):
+        for name, points in result["curves"][group].items():
+            mean, low, high = np.array(points).T
+            axis.fill_between(SIZES, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+            axis.plot(SIZES, mean, "o-", color=COLOURS[name], markersize=4, label=name)
+        for row in result["rows"]:
+            if row["method"] in LINES:
+                colour, style = LINES[row["method"]]
+                level = row["accuracy" if group == "all" else group][0]
+                axis.axhline(level, color=colour, linestyle=style, linewidth=1.2, label=row["method"])
+        count = result["problems"] if group == "all" else result["counts"][group]
+        axis.set(
+            title=f"{group} ({count} problems)", xscale="log", xlabel="N, responses drawn per problem", ylim=(0, 1.03)
+        )
+        axis.set_xticks(SIZES, SIZES)
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel("accuracy (95 % interval)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.suptitle("Best-of-N by self-reward on the relay task: sharpening helps where the model's mode is right")
+    return figure
