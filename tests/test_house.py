@@ -1,0 +1,99 @@
+"""Who may import whom (DESIGN §1): read from the source of every file, so that no import has to run to be seen."""
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import ROOT
+
+TORCH_SIDE = {"torch", "numpy", "tokenizers", "safetensors", "jinja2", "tqdm", "huggingface_hub"}
+ALLOWED = {  # package -> what its files may import besides the standard library; None = anything
+    "theory": {"theory", "numpy", "scipy"},
+    "reference": {"reference", *TORCH_SIDE},
+    "toy": {"toy", "reference", *TORCH_SIDE},
+    "figures": None,
+    "tests": None,
+}
+SAMPLING = {"random", "secrets", "default_rng", "rvs"}  # names by which theory, which does not sample, could
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The full name of every module that a file imports, wherever in it, also by a literal name given to a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:  # a relative import stays in the package
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from (str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant))
+
+
+def violations(package: str, source: str) -> list[str]:
+    """What a file of `package` imports, or in theory samples with, although it may not."""
+    tree, allowed = ast.parse(source), ALLOWED[package]
+    if allowed is None:
+        return []
+    found = [name for name in imports(tree) if name.partition(".")[0] not in {*allowed, *sys.stdlib_module_names}]
+    if package == "theory":
+        attributes = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        found += [name for name in [*imports(tree), *attributes] if SAMPLING & {*name.split(".")}]
+    return found
+
+
+def test_the_rule_covers_every_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert {*settings["tool"]["setuptools"]["packages"], "tests"} == {*ALLOWED}
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"tests"} == {*ALLOWED}
+
+
+@pytest.mark.parametrize("package", ["theory", "reference", "toy"])
+def test_who_imports_whom(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    broken = {path.relative_to(ROOT).as_posix(): violations(package, path.read_text("utf-8")) for path in files}
+    assert {path: found for path, found in broken.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("reference", "import toy"),
+        ("reference", "import numpy as np, theory.best_of_n"),
+        ("reference", "from toy.tabular import TabularLM"),
+        ("reference", "def f():\n    from theory import best_of_n"),
+        ("reference", "if TYPE_CHECKING:\n    import toy.relay"),
+        ("reference", 'importlib.import_module("toy.relay")'),
+        ("reference", "import transformers"),
+        ("reference", "import scipy"),
+        ("toy", "from theory.best_of_n import c_cov"),
+        ("toy", "import figures"),
+        ("toy", "import tests.assertions"),
+        ("theory", "import torch"),
+        ("theory", "from torch.nn import functional"),
+        ("theory", "from reference import sampling"),
+        ("theory", "import random"),
+        ("theory", "import numpy as np\nnp.random.default_rng(0)"),
+        ("theory", "from numpy.random import default_rng"),
+        ("theory", "from numpy import random"),
+        ("theory", "stats.binom(3, 0.5).rvs()"),
+    ],
+)
+def test_a_broken_rule_is_seen(package: str, source: str) -> None:
+    assert violations(package, source)
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("theory", "import numpy as np\nfrom scipy import stats\nfrom theory import best_of_n\nimport math"),
+        ("reference", "import torch.nn.functional as F\nfrom . import sampling\nfrom .sampling import Cost\nimport re"),
+        ("reference", "importlib.import_module(name)"),  # how a checkpoint names its templates
+        ("toy", "from reference.sampling import LanguageModel\nimport torch"),
+        ("tests", "import toy, theory, reference, transformers"),
+    ],
+)
+def test_what_is_allowed_passes(package: str, source: str) -> None:
+    assert violations(package, source) == []
