@@ -1,7 +1,7 @@
 """The figures' command line.
 
     python -m figures draw [NAME ...]     redraw figures/NAME.png from figures/results/NAME.json (default: all)
-    python -m figures compute NAME ...    compute figures/results/NAME.json again, and redraw
+    python -m figures compute NAME ...    compute figures/results/NAME.json again, redraw, and put its table into README
     python -m figures stale               name the results that were computed from other code than today's
     python -m figures demo                compute and show the demo, in runs/: nothing that git tracks changes
 
@@ -76,6 +76,16 @@ def draw(name: str, results: Path = RESULTS, pictures: Path = HERE) -> None:
     matplotlib.pyplot.close(figure)
 
 
+def write_table(name: str, result: dict) -> None:
+    """Put a figure's table into README, between the two comments that name it; nothing if README does not have them."""
+    readme = HERE.parent / "README.md"
+    head, begin, rest = readme.read_text().partition(f"<!-- table: {name} -->\n")
+    if begin:
+        _, end, tail = rest.partition("<!-- end -->\n")
+        text = f"{head}{begin}```\n{module(name).table(result)}\n```\n{end}{tail}"
+        write_whole(readme, lambda part: part.write_text(text))
+
+
 def stale() -> list[str]:
     """The results whose dependencies have changed since they were computed."""
     kept = {path.stem: json.loads(path.read_text())["about"]["depends"] for path in sorted(RESULTS.glob("*.json"))}
@@ -111,6 +121,7 @@ def main() -> None:
         for name in chosen:
             result = compute(name)
             draw(name)
+            write_table(name, result)
             show(name, result, HERE / f"{name}.png")
 
 

@@ -16,6 +16,7 @@ from numbers import Integral
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIMS_TOML = ROOT / "theory" / "claims.toml"
@@ -74,6 +75,14 @@ def load_claims(path: Path = CLAIMS_TOML) -> list[Claim]:
 def function_id(nodeid: str) -> str:
     """The node id of the test function, without the parameters of one case."""
     return nodeid.partition("[")[0]
+
+
+torch.set_num_threads(1)  # the tensors of these tests are so small that a second thread costs more than it brings
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -515,17 +515,28 @@ def read_reply(text: str) -> str:
     return text.removesuffix(".").strip()
 
 
+def read_workspace(text: str) -> str | None:
+    """Values and "?" alone, or None."""
+    words = read_reply(text).split()
+    return " ".join(words) if words and all(word == "?" or word.isdecimal() for word in words) else None
+
+
 def TEMPLATES(tokenizer: Tokenizer, most: int = World.drafts) -> Templates:
     """The relay world's roles and stages. Questions, drafts and workspaces are texts as shown above.
 
-    Roles: author(question), reviewer(question), refiner(question, workspace="": empty), reviser(question, draft) give a
-    final answer; distiller(question, drafts: at most 4) gives a workspace.
+    Roles: author(question), reviewer(question), refiner(question, workspace), reviser(question, draft) give a final
+    answer; distiller(question, drafts: at most 4) gives a workspace. One that has not a value or "?" for each step is
+    taken as empty, None and "" among them.
     Stages, in the order of the cascade: cycle (is the question that the draft seems to answer the one asked?), facts
     (is each step, derived again, the same?), correct (does a new solution have the same answer?).
     """
 
     def encode(*parts: str) -> list[int]:
-        return tokenizer.encode(" ".join(parts))
+        text = " ".join(parts)
+        try:
+            return tokenizer.encode(text)
+        except Exception as error:  # the library raises bare Exceptions
+            raise ValueError(f"{text!r} has a word that the relay world has not; see toy/relay.py: {error}") from None
 
     def author(question: str) -> list[int]:
         return encode("solve", question, ":")
@@ -542,8 +553,9 @@ def TEMPLATES(tokenizer: Tokenizer, most: int = World.drafts) -> Templates:
         shown = [show_values(question, draft) for draft in drafts] + [empty(question)] * (most - len(drafts))
         return encode("distill", question, *("| " + values for values in shown), ":")
 
-    def refiner(question: str, workspace: str = "") -> list[int]:
-        return encode("refine", question, "|", workspace or empty(question), ":")
+    def refiner(question: str, workspace: str | None = "") -> list[int]:
+        fits = workspace and len(workspace.split()) == len(empty(question).split())
+        return encode("refine", question, "|", workspace if fits else empty(question), ":")
 
     def reviser(question: str, draft: str) -> list[int]:
         return encode("revise", question, "|", show_values(question, draft), "=", answer(draft) or "?", ":")
@@ -578,7 +590,7 @@ def TEMPLATES(tokenizer: Tokenizer, most: int = World.drafts) -> Templates:
         roles={
             "author": Role(author, answer),
             "reviewer": Role(reviewer, answer),
-            "distiller": Role(distiller, read_reply),
+            "distiller": Role(distiller, read_workspace),
             "refiner": Role(refiner, answer),
             "reviser": Role(reviser, answer),
         },

@@ -112,7 +112,7 @@ class TabularLM(nn.Module):
         """A Dirichlet(concentration) law after every text of up to `depth` tokens: vocab^(depth+1) numbers."""
         states = sum(vocab_size**d for d in range(depth + 1))
         table = np.random.default_rng(seed).dirichlet(np.full(vocab_size, concentration), size=states)
-        children = np.arange(states)[:, None] * vocab_size + 1 + np.arange(vocab_size)  # a complete tree, level by level
+        children = np.arange(states)[:, None] * vocab_size + 1 + np.arange(vocab_size)  # a complete tree, by level
         transition = np.where(children < states, children, 0)  # the deepest texts have no children: see max_length
         return cls(as_logits(table, dtype), torch.from_numpy(transition), max_length=depth + 1)
 

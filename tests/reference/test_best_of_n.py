@@ -60,7 +60,7 @@ def test_sampler_has_the_exact_law(n, measured):
 
 @pytest.mark.claim("T6")
 def test_sampler_has_the_exact_law_with_ties(measured):
-    """Ties are broken by rounding or by order; either way the tied responses share as the base law has them."""
+    """Powers of two have exact logarithms, so equal probabilities tie in the sampler too; the first draw wins."""
     assert_exact_law(TIES, 3, prompt=[1], horizon=2, measured=measured)
 
 

@@ -103,6 +103,20 @@ def test_shipped_checkpoint_is_small_and_speaks():
     assert (rows_of(out.samples) != NOTHING).any()
 
 
+@shipped
+def test_transformers_reads_the_shipped_checkpoint():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(CHECKPOINT), AutoTokenizer.from_pretrained(CHECKPOINT)
+    ours = Transformer.from_pretrained(CHECKPOINT)
+    for tokens, _ in make_batches(WORLD, Settings(), 0):
+        with torch.no_grad():
+            assert (theirs(tokens).logits - ours(tokens)).abs().max() < 1e-5
+    text = "distill 3 + 4 x 2 + 5 x 7 + 1 | 7 3 ? ? 2 | 7 3 8 1 10 : 7 3 8 1 ? ."
+    assert tokenizer(text)["input_ids"] == WORLD.encode(text) and tokenizer.decode(WORLD.encode(text)) == text
+    assert theirs.generation_config.eos_token_id == WORLD.id(".")
+
+
 @pytest.fixture(scope="module")
 def abilities() -> dict:
     file = CHECKPOINT / "abilities.json"

@@ -349,6 +349,8 @@ def test_words_go_through_the_tokenizer_and_back(speaker):
     assert speaker.stop_ids == {WORLD.id(".")} and speaker.tokenizer.vocab_size == len(WORLD.words)
     with pytest.raises(ValueError, match="'hello'"):
         WORLD.encode("3 + hello")
+    with pytest.raises(ValueError, match="a word that the relay world has not"):
+        speaker.prompt("author", question="3 + hello")
 
 
 def test_templates_ask_in_the_corpus_own_formats(speaker):
@@ -369,6 +371,9 @@ def test_templates_ask_in_the_corpus_own_formats(speaker):
     for drafts in ([], [right] * 5):
         with pytest.raises(ValueError, match="reads 1 to 4 drafts"):
             prompt("distiller", drafts=drafts)
+    for broken in (None, "", "7 3", "7 3 8 1 2 5"):
+        assert prompt("refiner", workspace=broken) == f"refine {QUESTION} | ? ? ? ? ? :"
+    assert speaker.parse("distiller", "7 = 3 .") is None and speaker.parse("distiller", ".") is None
     assert speaker.parse("author", right) == "2" and speaker.parse("distiller", "7 3 ? ? ? .") == "7 3 ? ? ?"
 
 

@@ -1,0 +1,39 @@
+"""Every committed result has its picture, and README shows the numbers of the committed results."""
+
+import json
+
+import pytest
+
+from figures.__main__ import HERE, RESULTS, draw, fingerprint, module, names
+from tests.conftest import ROOT
+
+COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_every_result_can_be_drawn(name, tmp_path):
+    assert (HERE / f"{name}.png").exists()
+    draw(name, pictures=tmp_path)
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_results_say_what_they_were_computed_with(name):
+    about = json.loads((RESULTS / f"{name}.json").read_text())["about"]
+    assert {"depends", "seconds", "python", "torch", "numpy", "machine"} <= about.keys()
+
+
+def test_readme_shows_the_committed_tables():
+    readme, shown = (ROOT / "README.md").read_text(), 0
+    for name in COMMITTED:
+        if f"<!-- table: {name} -->" in readme:
+            result = json.loads((RESULTS / f"{name}.json").read_text())
+            assert module(name).table(result) in readme, f"run `make results NAME={name}`"
+            shown += 1
+    assert shown >= 2
+
+
+def test_the_fingerprint_sees_a_changed_file():
+    whole = fingerprint(("toy", "reference"))
+    assert whole == fingerprint(("toy", "reference")) != fingerprint(("toy",))
+    assert {"demo", "bench_decode"} <= set(names())
