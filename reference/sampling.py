@@ -95,17 +95,19 @@ def keep_best(logq: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
     return logq.scatter(-1, ids, ranked.masked_fill(cut, -math.inf)).log_softmax(-1)
 
 
-def inverse_cdf(logq: Tensor, u: Tensor) -> Tensor:
-    """The ids at u in [0, 1), float64 [rows], of laws log q [rows, vocab]: int64 [rows].
+def inverse_cdf(logq: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The ids that u in [0, 1), float64 [rows], draws from laws log q [rows, vocab]: int64 [rows], and for each the
+    interval low <= u < high, float64 [rows], of the numbers that draw it.
 
     In float64 (at 152k ids float32's cumulative sum has steps wider than many probabilities), and never an id of
-    probability 0, whatever the rounding of the last steps.
+    probability 0: the cumulative sum, divided by its last entry, reaches 1 at the last id that has any mass.
     """
     cdf = logq.double().exp().cumsum(-1)
-    total = cdf[:, -1:].contiguous()
-    last = torch.searchsorted(cdf, total)  # the first id that reaches the total: the last with positive mass
-    drawn = torch.searchsorted(cdf, u[:, None] * total, right=True).minimum(last)
-    return drawn[:, 0].clamp(max=logq.shape[-1] - 1)  # a law of NaNs is reported later, by `check_finite`
+    cdf = cdf / cdf[:, -1:]
+    token = torch.searchsorted(cdf, u[:, None], right=True)
+    token = token.clamp(max=logq.shape[-1] - 1)  # a law of NaNs is reported later, by `check_finite`
+    low = cdf.gather(1, (token - 1).clamp(min=0)).masked_fill(token == 0, 0.0)
+    return token[:, 0], low[:, 0], cdf.gather(1, token)[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,15 +120,21 @@ class Requests:
 
     prompt: Tensor  # index into the decoder's prompts
     key: Tensor  # the address of its random numbers: the prompt's key,
-    sample: Tensor  # which of the prompt's samples,
-    step: Tensor  # and which step of an algorithm
+    sample: Tensor  # and which of the prompt's samples
     horizon: Tensor  # most response tokens
+    index: Tensor  # 0 .. n-1
+
+    @classmethod
+    def of(cls, keys: Tensor, n: int, horizons: Tensor) -> Requests:
+        """n samples of each prompt, from its key and its horizon (int64 [prompts]), in the order of the prompts."""
+        index = torch.arange(len(keys) * n, device=keys.device)
+        return cls(index // n, keys[index // n], index % n, horizons[index // n], index)
 
     def __len__(self) -> int:
         return len(self.prompt)
 
-    def __getitem__(self, index) -> Requests:
-        return Requests(self.prompt[index], self.key[index], self.sample[index], self.step[index], self.horizon[index])
+    def __getitem__(self, chosen: Tensor) -> Requests:
+        return Requests(*(tensor[chosen] for tensor in vars(self).values()))
 
 
 class Decoder:
@@ -138,7 +146,8 @@ class Decoder:
 
     Prefill feeds prompt[:-1]; each first token, refill and rewind then feeds the token before it: one code path.
     `tokens`, `logp`, `logq` [S, horizon + 1] and `length` [S] are the responses so far, the last column scratch: a slot
-    with no request decodes on in place, unseen. `measure(logits [S, vocab]) -> [S, k]` is kept in `measures`, likewise.
+    with no request decodes on in place, unseen. Likewise `low` and `high`, the interval of the random number that each
+    token was drawn with, and `measures`, what `measure(logits [S, vocab]) -> [S, k]` says of each position.
     """
 
     def __init__(
@@ -170,14 +179,13 @@ class Decoder:
         self.columns = torch.arange(horizon + 1, device=device)
         self.tokens, self.length = integers(horizon + 1), integers()
         self.logp, self.logq = torch.zeros((2, slots, horizon + 1), device=device)
+        self.low, self.high, self.uniforms = torch.zeros((3, slots, horizon + 1), dtype=torch.float64, device=device)
         self.measures: Tensor | None = None
         self.finished = torch.zeros(slots, dtype=torch.bool, device=device)  # ended by a stop id
         self.start, self.limit = integers(value=1), integers(value=1)  # the prompt's length, the request's horizon
         self.before = integers()  # the token that is fed next
+        self.decoded = integers()  # tokens computed for the request
         self.prompt = integers()  # which prompt the slot continues
-        self.uniforms = torch.zeros(
-            (slots, horizon + 1), dtype=torch.float64, device=device
-        )  # of the request's address
         self.active = torch.zeros(slots, dtype=torch.bool, device=device)
         self.shelf_rows = min(slots, len(prompts), max(1, POSITIONS_PER_CALL // self.prompts.shape[1]))
         self.shelf: Cache | None = None  # prompts that stand ready, prefilled, one row each:
@@ -188,10 +196,13 @@ class Decoder:
         """Put request i into slot slots[i] (int64 [n], distinct)."""
         self.fetch_prompts(slots, requests.prompt)
         self.prompt[slots], self.start[slots] = requests.prompt, self.prompt_length[requests.prompt]
-        self.limit[slots] = requests.horizon
-        stream = address(self.seed, requests.key, requests.sample, requests.step)
-        self.uniforms[slots] = unit(absorb(stream[:, None], self.columns))
+        self.limit[slots], self.decoded[slots] = requests.horizon, 0
+        self.uniforms[slots] = self.numbers(requests.key, requests.sample, torch.zeros_like(slots))
         self.rewind(slots, torch.zeros_like(slots))
+
+    def numbers(self, key: Tensor, sample: Tensor, step: Tensor) -> Tensor:
+        """The random numbers of an address (int64 [n] each) for all positions: float64 [n, horizon + 1]."""
+        return unit(absorb(address(self.seed, key, sample, step)[:, None], self.columns))
 
     def fetch_prompts(self, slots: Tensor, prompt: Tensor) -> None:
         """Have the keys and values of prompt[i][:-1] in slot slots[i]: copied from the shelf, where a run of prompts is
@@ -232,9 +243,11 @@ class Decoder:
         logp = logits.log_softmax(-1)
         logq = logp if self.law == (1.0, None, None) else log_law(logits, *self.law)
         here = self.length[:, None]
-        token = inverse_cdf(logq, self.uniforms.gather(1, here)[:, 0])
+        token, low, high = inverse_cdf(logq, self.uniforms.gather(1, here)[:, 0])
 
         self.tokens.scatter_(1, here, token[:, None])
+        self.low.scatter_(1, here, low[:, None])
+        self.high.scatter_(1, here, high[:, None])
         self.logp.scatter_(1, here, logp.gather(1, token[:, None]).float())
         self.logq.scatter_(1, here, logq.gather(1, token[:, None]).float())
         if self.measure is not None:
@@ -247,6 +260,7 @@ class Decoder:
         ended = stopped | (self.active & (self.length + 1 >= self.limit))
         self.before = torch.where(self.active, token, self.before)
         self.length += self.active
+        self.decoded += self.active
         self.finished |= stopped
         self.active &= ~ended
         return ended
@@ -294,46 +308,50 @@ def generate(
     texts = check_prompts(model, prompts)
     horizons = check_horizons(model, texts, max_new_tokens)
     check_law(model, stop_ids, temperature, top_k, top_p)
-    P, n = len(texts), samples_per_prompt
-    for name, value in (("samples_per_prompt", n), ("slots", slots)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
-    if keys is not None and len(keys) != P:
-        raise ValueError(f"{len(keys)} keys for {P} prompts; give one for each")
-    key = torch.tensor([key_of(name) for name in (range(P) if keys is None else keys)], device=model.device)
-
-    index = torch.arange(P * n, device=model.device)
-    prompt = index // n
-    limit = torch.tensor(horizons, device=model.device)
-    requests = Requests(prompt, key[prompt], index % n, torch.zeros_like(index), limit[prompt])
-    horizon = max(horizons)
-    slots = min(P * n, slots or default_slots(model, max(map(len, texts)) + horizon))
+    requests = make_requests(model, texts, horizons, samples_per_prompt, keys)
     decoder = Decoder(
-        model, texts, slots, horizon, stop_ids=stop_ids, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        model,
+        texts,
+        choose_slots(slots, model, len(requests), max(map(len, texts)) + max(horizons)),
+        max(horizons),
+        stop_ids=stop_ids,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
     )
-    results = Samples.empty(P * n, 1, horizon, model.device)
-    of = torch.full((slots,), -1, dtype=torch.int64, device=model.device)  # the request in each slot
-    free, next_request, done = torch.arange(slots, device=model.device), 0, 0
-    with tqdm(total=P * n, desc="generate", unit="response", disable=None, leave=False) as progress:
-        while done < P * n:
-            if len(free := free[: P * n - next_request]):
-                of[free] = index[next_request : next_request + len(free)]
+    return decode_all(decoder, requests, samples_per_prompt, keys)
+
+
+def decode_all(
+    decoder: Decoder, requests: Requests, n: int, keys: Sequence[int | str] | None = None, label: str = "generate"
+) -> Generation:
+    """Run all requests, n for each prompt, through the decoder's slots, refilling those that are free."""
+    R, device = len(requests), requests.index.device
+    results = Samples.empty(R, 1, decoder.tokens.shape[1] - 1, device)
+    decoded = torch.zeros_like(requests.index)
+    free = torch.arange(len(decoder.tokens), device=device)
+    of = torch.zeros_like(free)  # the request in each slot
+    loaded, done = 0, 0
+    with tqdm(total=R, desc=label, unit="response", disable=None, leave=False) as progress:
+        while done < R:
+            if len(free := free[: R - loaded]):
+                of[free] = requests.index[loaded : loaded + len(free)]
                 decoder.load(free, requests[of[free]])
-                next_request += len(free)
+                loaded += len(free)
             free = decoder.advance().nonzero()[:, 0]
             while not len(free):
                 free = decoder.advance().nonzero()[:, 0]
             ended = decoder.responses(free)
             check_finite(ended.logp[:, 0], of[free], n, keys)
             results.put(of[free], ended)
+            decoded[of[free]] = decoder.decoded[free]
             done += len(free)
             progress.update(len(free))
-
+    P, decoded = R // n, decoded.view(R // n, n)
     samples = Samples(*(tensor.view(P, n, *tensor.shape[2:]) for tensor in results.tensors()))
-    lengths = samples.lengths
-    charged = decoder.prompt_length * n
-    calls = torch.full_like(charged, n)
-    counts = torch.stack((charged, decoder.prefilled, lengths.sum(1), lengths.amax(1), calls), 1).tolist()
+    charged, calls = decoder.prompt_length * n, torch.full((P,), n, device=device)
+    counts = torch.stack((charged, decoder.prefilled, decoded.sum(1), decoded.amax(1), calls), 1).tolist()
     return Generation(samples, [Cost(*count) for count in counts])
 
 
@@ -348,7 +366,7 @@ def generate_naive(
     for position in range(max_new_tokens):
         logits = model(torch.tensor([text], device=model.device))[:, -1]
         u = uniform(seed, *address_of, step=0, position=position, purpose=TOKEN).to(model.device)
-        text.append(int(inverse_cdf(log_law(logits, temperature, top_k, top_p), u)))
+        text.append(int(inverse_cdf(log_law(logits, temperature, top_k, top_p), u)[0]))
         if text[-1] in set(stop_ids):
             break
     return text[len(prompt) :]
@@ -464,12 +482,29 @@ def check_finite(logp: Tensor, request: Tensor, n: int, keys: Sequence[int | str
         )
 
 
-def default_slots(model: LanguageModel, capacity: int) -> int:
-    """How many requests to decode at a time: up to 256, if their caches and logits fit half of the free memory."""
-    if model.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    bytes_of = getattr(model, "kv_bytes_per_token", lambda: 0)
-    per_slot = capacity * bytes_of() + 32 * model.vocab_size  # logits, two laws in float32, one CDF in float64
-    return max(1, min(256, free // 2 // per_slot))
+def make_requests(
+    model: LanguageModel, texts: list[Tensor], horizons: list[int], n: int, keys: Sequence[int | str] | None
+) -> Requests:
+    """n samples of each text. ValueError: n below 1, or another number of keys."""
+    if n < 1:
+        raise ValueError(f"samples_per_prompt is {n}; it must be at least 1")
+    if keys is not None and len(keys) != len(texts):
+        raise ValueError(f"{len(keys)} keys for {len(texts)} prompts; give one for each")
+    named = [key_of(name) for name in (range(len(texts)) if keys is None else keys)]
+    return Requests.of(torch.tensor(named, device=model.device), n, torch.tensor(horizons, device=model.device))
+
+
+def choose_slots(slots: int | None, model: LanguageModel, requests: int, capacity: int, caches: int = 1) -> int:
+    """How many requests to decode at a time: `slots`, but no more than there are; or up to 256, if their caches and
+    logits fit half of the free memory."""
+    if slots is not None and slots < 1:
+        raise ValueError(f"slots is {slots}; it must be at least 1")
+    if slots is None:
+        if model.device.type == "cuda":
+            free = torch.cuda.mem_get_info(model.device)[0]
+        else:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        bytes_of = getattr(model, "kv_bytes_per_token", lambda: 0)
+        per_slot = caches * capacity * bytes_of() + 32 * model.vocab_size  # logits and laws in float32, CDF in float64
+        slots = max(1, min(256, free // 2 // per_slot))
+    return min(slots, requests)

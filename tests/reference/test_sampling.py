@@ -178,10 +178,20 @@ def test_a_tiny_temperature_does_not_overflow():
 def test_inverse_cdf_never_draws_what_has_no_mass():
     p = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0])
     u = torch.tensor([0.0, 0.3 - 1e-9, 0.3 + 1e-7, 1 - 2**-53], dtype=torch.float64)
-    assert inverse_cdf(p.log().expand(4, -1), u).tolist() == [1, 1, 3, 3]
+    assert inverse_cdf(p.log().expand(4, -1), u)[0].tolist() == [1, 1, 3, 3]
     many = torch.randn(64, 50_000, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     many[:, -1000:] = -math.inf
-    assert inverse_cdf(many, torch.full((64,), 1 - 2**-53, dtype=torch.float64)).max() < 49_000
+    assert inverse_cdf(many, torch.full((64,), 1 - 2**-53, dtype=torch.float64))[0].max() < 49_000
+
+
+def test_inverse_cdf_says_which_numbers_draw_the_same():
+    law = torch.randn(1, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log_softmax(-1)
+    u = torch.rand(1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    token, low, high = inverse_cdf(law.expand(1000, -1), u)
+    assert ((low <= u) & (u < high)).all()
+    torch.testing.assert_close(high - low, law[0].exp()[token])
+    same = (low[:, None] <= u) & (u < high[:, None])  # [one that was drawn, another number]
+    assert torch.equal(same, token[:, None] == token)
 
 
 # -- the law of a response ---------------------------------------------------------------------------------------------

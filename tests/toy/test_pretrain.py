@@ -107,8 +107,8 @@ def test_shipped_checkpoint_is_small_and_speaks():
 def test_transformers_reads_the_shipped_checkpoint():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(CHECKPOINT), AutoTokenizer.from_pretrained(CHECKPOINT)
-    ours = Transformer.from_pretrained(CHECKPOINT)
+    theirs = AutoModelForCausalLM.from_pretrained(CHECKPOINT, attn_implementation="eager")
+    ours, tokenizer = Transformer.from_pretrained(CHECKPOINT), AutoTokenizer.from_pretrained(CHECKPOINT)
     for tokens, _ in make_batches(WORLD, Settings(), 0):
         with torch.no_grad():
             assert (theirs(tokens).logits - ours(tokens)).abs().max() < 1e-5
