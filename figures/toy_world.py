@@ -84,10 +84,10 @@ def draw(results: dict):
     axis = axes[0, 0]
     lines(axis, results["temperature"])
     lines(axis, results["demonstrators"], "--", label=False)
-    axis.plot([], [], "k--", label="the demonstrators' own law")
+    axis.plot([], [], "k--", label="demonstrators' law")
     axis.set(title="Sharpening tokens", xlabel="temperature (0: greedy)", ylabel="accuracy", ylim=(0, 1.03))
     axis.invert_xaxis()
-    axis.legend()
+    axis.legend(fontsize=9)
 
     axis = axes[0, 1]
     lines(axis, results["best_of"])
@@ -127,7 +127,7 @@ def draw(results: dict):
     axis.set_yticks(range(len(errors)), errors)
     axis.invert_yaxis()
     axis.set(title="What one vote of a reviewer accepts", xlabel="share of drafts accepted", xlim=(0, 1))
-    axis.legend(title="stage", loc="lower right")
+    axis.legend(title="stage", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -75,8 +75,8 @@ class PowerConfig:
 
     def check(self) -> None:
         """ValueError: a setting out of range."""
-        for name, value in (("alpha", self.alpha), ("proposal_temperature", self.temperature)):
-            if not 0 < value < math.inf:
+        for name, value in (("alpha", self.alpha), ("proposal_temperature", self.proposal_temperature)):
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be a positive number")
         for name, value, least in (("block", self.block, 1), ("steps", self.steps, 0), ("horizon", self.horizon, 1)):
             if value < least:

@@ -12,9 +12,11 @@ Attention: a token at position t costs t, so regenerating r..n costs Σ_{t>=r} t
 the whole N Σ_k (h_k+1)(2h_k+1)/6 -> N T^3/(9B) against T(T+1)/2 for one answer: 2NT/(9B) times as much.
 """
 
+from typing import Any
+
 import numpy as np
 
-from theory.markov_chain import Cut, Texts, cut_counts, horizons, schedule
+from theory.markov_chain import Cut, Setting, Texts, cut_counts, horizons, schedule
 from theory.power import Conditionals, Law
 
 # --- Every record of the same length T -------------------------------------------------------------------------------
@@ -31,7 +33,7 @@ def paper_tokens(length: int, block: int, steps: int) -> float:
 
 
 def paper_token_sum(length: int, block: int, steps: int) -> float:
-    """N Σ_{k <= ceil(T/B)} kB/2, which Eq. 12 puts equal to `paper_tokens`: takes even the last stage for a full one."""
+    """N Σ_{k <= ceil(T/B)} kB/2, which Eq. 12 puts equal to `paper_tokens`: counts the last stage as full."""
     return steps * sum(k * block / 2 for k in range(1, len(horizons(length, block)) + 1))
 
 
@@ -104,26 +106,24 @@ def tokens_per_step(
 
 
 def expected_tokens(
-    conditionals: Conditionals,
-    *,
-    horizon: int,
-    alpha: float,
-    tau: float | None = None,
-    block: int | None = None,
-    steps: int,
-    cut: Cut = "horizon",
-    first_divergence_skip: bool = False,
-    early_reject: bool = False,
+    conditionals: Conditionals, *, first_divergence_skip: bool = False, early_reject: bool = False, **setting: Any
 ) -> float:
-    """E[decoded tokens] of one blocked chain, stop tokens, first draw and extensions included; see `blocked_law`."""
+    """E[decoded tokens] of one blocked chain of a markov_chain.Setting, whose rule must be exact.
+
+    Stop tokens, the first draw and the extensions are counted.
+    """
+    s = Setting(**setting)
+    if s.rule != "exact":
+        raise ValueError(f"only the exact rule's tokens are known, not those of {s.rule!r}")
     total = before = 0.0
-    for stage in schedule(conditionals, horizon=horizon, alpha=alpha, tau=tau, block=block, steps=steps, cut=cut):
-        total += stage.start @ stage.states.length - before
-        before = stage.end @ stage.states.length
-        law, per_step = stage.start, tokens_per_step(
-            stage.states, alpha, cut=cut, first_divergence_skip=first_divergence_skip, early_reject=early_reject
-        )  # fmt: skip
-        for _ in range(steps):
-            total += law @ per_step
+    for stage in schedule(conditionals, **setting):
+        total += float(stage.start @ stage.states.length) - before
+        before = float(stage.end @ stage.states.length)
+        per_step = tokens_per_step(
+            stage.states, s.alpha, cut=s.cut, first_divergence_skip=first_divergence_skip, early_reject=early_reject
+        )
+        law = stage.start
+        for _ in range(s.steps):
+            total += float(law @ per_step)
             law = law @ stage.kernel
-    return float(total)
+    return total

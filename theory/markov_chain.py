@@ -27,7 +27,7 @@ Ignoring the end during refinement is the exact rule on conditionals enumerated 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,11 +65,11 @@ class Texts:
 
     @cached_property
     def suffix(self) -> Law:
-        """[n, horizon + 1]: column r - 1 is q(x_>=r | x_<r), the probability to draw the text's end again after cut r."""
+        """[n, horizon + 1]: column r - 1 is q(x_>=r | x_<r), the chance to draw the rest after a cut at r."""
         log_suffix = np.cumsum(self.logq[:, ::-1], axis=1)[:, ::-1]
         return np.exp(np.pad(log_suffix, ((0, 0), (0, 1))))
 
-    def are_records(self, horizon: ArrayLike) -> NDArray[np.bool_]:
+    def are_records(self, horizon: int | NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which are records of a horizon, [n]; of each of several horizons [m, 1], [m, n]."""
         return (self.length == horizon) | (self.ended & (self.length < horizon))
 
@@ -90,10 +90,41 @@ def all_texts(conditionals: Conditionals, proposal: Conditionals, horizon: int) 
     return Texts(horizon, texts, ended, logp, logq)
 
 
-def propose(conditionals: Conditionals, alpha: float, tau: float | None, top_k: int | None) -> Conditionals:
-    """q_τ (τ = 1/α unless given), restricted to its top k."""
-    proposal = power.tempered(conditionals, 1 / alpha if tau is None else tau)
-    return proposal if top_k is None else power.top_k(proposal, top_k)
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The keyword arguments of `chain`, `schedule`, `blocked_law` and cost.expected_tokens."""
+
+    horizon: int
+    alpha: float
+    tau: float | None = None  # temperature of the proposal; None: 1/alpha
+    block: int | None = None  # B; None: the horizon
+    steps: int = 0  # N, in each stage
+    cut: Cut = "horizon"
+    rule: Rule = "exact"
+    top_k: int | None = None  # the proposal is restricted to so many tokens, after the temperature
+
+    def __post_init__(self) -> None:
+        for name, least in (("horizon", 1), ("block", 1), ("steps", 0), ("top_k", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"a setting needs {name} >= {least}, not {value}")
+        if self.alpha <= 0 or (self.tau is not None and self.tau <= 0):
+            raise ValueError(f"a setting needs alpha > 0 and tau > 0, not {self.alpha}, {self.tau}")
+
+    def texts(self, conditionals: Conditionals) -> Texts:
+        proposal: Conditionals = power.tempered(conditionals, self.tau or 1 / self.alpha)
+        if self.top_k is not None:
+            proposal = power.top_k(proposal, self.top_k)
+        return all_texts(conditionals, proposal, self.horizon)
+
+    def cuts(self, h: int) -> range:
+        """Of a stage with horizon h."""
+        if self.rule == "literal":
+            return range(2, h + 2)  # m in 1..h of tokens that count from 0: h itself cuts nothing
+        if self.rule == "nested":
+            block = self.block or self.horizon
+            return range((h - 1) // block * block + 1, h + 1)
+        return range(1, h + 1)
 
 
 def cut_counts(states: Texts, cut: Cut, cuts: range) -> NDArray[np.int64]:
@@ -157,32 +188,30 @@ class Chain:
     target: Law  # [n]: p^α
 
 
-def chain(
-    conditionals: Conditionals,
-    *,
-    horizon: int,
-    alpha: float,
-    tau: float | None = None,
-    cut: Cut = "horizon",
-    rule: Rule = "exact",
-    top_k: int | None = None,
-    cuts: range | None = None,
-) -> Chain:
-    """The chain on the records of `horizon` (all that the top-k proposal can draw); rules of the kernel only."""
-    everything = all_texts(conditionals, propose(conditionals, alpha, tau, top_k), horizon)
-    states = everything.only(everything.are_records(horizon), horizon)
-    if rule == "literal":
-        cuts = range(2, horizon + 2)
-    kernel = suffix_mh(states, alpha, cut=cut, rule=rule, cuts=cuts)
-    return Chain(states.texts, states.suffix[:, 0], kernel, power.power_law(states.logp.sum(1), alpha))
+def chain(conditionals: Conditionals, *, cuts: range | None = None, **setting: Any) -> Chain:
+    """The chain on the records of the horizon (all that the proposal can draw), for `cuts` or those of the rule.
+
+    Rules of the schedule, "early_exit" and "authors", do not make sense here.
+    """
+    s = Setting(**setting)
+    texts = s.texts(conditionals)
+    states = texts.only(texts.are_records(s.horizon), s.horizon)
+    kernel = suffix_mh(states, s.alpha, cut=s.cut, rule=s.rule, cuts=s.cuts(s.horizon) if cuts is None else cuts)
+    return Chain(states.texts, states.suffix[:, 0], kernel, power.power_law(states.logp.sum(1), s.alpha))
 
 
 def run(law: Law, kernel: Law, steps: int) -> Law:
-    """law K^steps, [n]."""
-    if steps > 200:
-        return law @ np.linalg.matrix_power(kernel, steps)
-    for _ in range(steps):
-        law = law @ kernel
+    """law K^steps, [n]. Many steps go by squaring K; its rows are made to sum to 1 each time, so no error adds up."""
+    if steps <= 200:
+        for _ in range(steps):
+            law = law @ kernel
+        return law
+    while steps:
+        if steps % 2:
+            law = law @ kernel
+        kernel = kernel @ kernel
+        kernel /= kernel.sum(1, keepdims=True)
+        steps //= 2
     return law
 
 
@@ -234,7 +263,6 @@ class Stage:
 
     states: Texts
     kernel: Law  # [n, n]
-    cuts: range
     start: Law  # [n]: when the stage has extended the texts and made no step
     end: Law  # [n]: after its steps
     returned: dict[Record, float]  # by an early exit before this stage
@@ -254,68 +282,35 @@ def extended(texts: Texts, law: Law, block: int) -> Law:
     return np.where(texts.ended, law, 0.0) + law @ moves
 
 
-def schedule(
-    conditionals: Conditionals,
-    *,
-    horizon: int,
-    alpha: float,
-    tau: float | None = None,
-    block: int | None = None,
-    steps: int,
-    cut: Cut = "horizon",
-    rule: Rule = "exact",
-    top_k: int | None = None,
-) -> Iterator[Stage]:
-    """The stages in order. Arguments as in `blocked_law`."""
-    if steps < 0 or (block is not None and block < 1) or alpha <= 0:
-        raise ValueError(f"needs steps >= 0, block >= 1, alpha > 0; got {steps}, {block}, {alpha}")
-    block = horizon if block is None else block
-    texts = all_texts(conditionals, propose(conditionals, alpha, tau, top_k), horizon)
-    law = np.zeros(len(texts.texts))
-    law[texts.texts.index(())] = 1
+def schedule(conditionals: Conditionals, **setting: Any) -> Iterator[Stage]:
+    """The stages in order, each with its law before and after its steps."""
+    s = Setting(**setting)
+    block = s.block or s.horizon
+    texts = s.texts(conditionals)
+    law = np.array([float(text == ()) for text in texts.texts])
     returned: dict[Record, float] = {}
-    for h in horizons(horizon, block):
+    for h in horizons(s.horizon, block):
         law = extended(texts, law, block)
-        here = texts.are_records(h) if rule != "authors" else (texts.length > 0) & (texts.length <= h)
+        here = (texts.length > 0) & (texts.length <= h) if s.rule == "authors" else texts.are_records(h)
         states = texts.only(here, h)
-        cuts = range(1, h + 1)
-        if rule == "literal":
-            cuts = range(2, h + 2)  # m in 1..h of tokens that count from 0: h itself cuts nothing
-        elif rule == "nested":
-            cuts = range((h - 1) // block * block + 1, h + 1)
-        kernel = suffix_mh(states, alpha, cut=cut, rule=rule, cuts=cuts)
-        start = law[here]
-        end = run(start, kernel, steps)
-        yield Stage(states, kernel, cuts, start, end, dict(returned))
+        kernel = suffix_mh(states, s.alpha, cut=s.cut, rule=s.rule, cuts=s.cuts(h))
+        end = run(law[here], kernel, s.steps)
+        yield Stage(states, kernel, law[here], end, dict(returned))
         law = np.zeros(len(texts.texts))
         law[here] = end
-        if rule in ("early_exit", "authors"):
+        if s.rule in ("early_exit", "authors"):
             for i in np.flatnonzero(texts.ended & (law > 0)):
                 returned[texts.texts[i]] = returned.get(texts.texts[i], 0.0) + law[i]
             law[texts.ended] = 0
 
 
-def blocked_law(
-    conditionals: Conditionals,
-    *,
-    horizon: int,
-    alpha: float,
-    tau: float | None = None,
-    block: int | None = None,
-    steps: int,
-    cut: Cut = "horizon",
-    rule: Rule = "exact",
-    top_k: int | None = None,
-) -> tuple[list[Record], Law]:
-    """(records in lexicographic order, their probabilities [n]): the exact law of the output.
+def blocked_law(conditionals: Conditionals, **setting: Any) -> tuple[list[Record], Law]:
+    """(records in lexicographic order, their probabilities [n]): the exact law of the output, for a `Setting`.
 
-    `conditionals` must reach the horizon: enumerate_law(model, prompt, horizon, stop_ids)[2]. tau defaults to 1/alpha,
-    block to the horizon; `steps` N >= 0 are made in each stage. Under rule="authors" open texts that are shorter than
-    the horizon are among the records.
+    `conditionals` must reach the horizon: enumerate_law(model, prompt, horizon, stop_ids)[2]. Under rule="authors"
+    open texts that are shorter than the horizon are among the records.
     """
-    *_, last = schedule(
-        conditionals, horizon=horizon, alpha=alpha, tau=tau, block=block, steps=steps, cut=cut, rule=rule, top_k=top_k
-    )
+    *_, last = schedule(conditionals, **setting)
     law = last.end + np.array([last.returned.get(text, 0.0) for text in last.states.texts])
     return last.states.texts, law
 

@@ -3,9 +3,9 @@
 A model is a table of `conditionals`: {open prefix: log p(.|prefix) [vocab]}, as toy.tabular.enumerate_law returns it. A
 record of horizon H is a text that ended (no law follows it) at length <= H, or is open at length H. On these
 
-    π(x) = p(x)^α / Z,   log p(x) = Σ_t log p(x_t|x_<t),   Z = Σ_x p(x)^α                      power law
-    π(v|h) ∝ p(v|h)^α F(h,v),   F(h) = Σ_rest p(rest|h)^α (1 for a record)                     its conditionals, claim P2
-    q_τ(v|h) = p(v|h)^(1/τ) / exp ζ(h),   ζ(h) = log Σ_v p(v|h)^(1/τ)                          low temperature
+    π(x) = p(x)^α / Z,   log p(x) = Σ_t log p(x_t|x_<t),   Z = Σ_x p(x)^α             power law
+    π(v|h) ∝ p(v|h)^α F(h,v),   F(h) = Σ_rest p(rest|h)^α, 1 for a record             its conditionals, claim P2
+    q_τ(v|h) = p(v|h)^(1/τ) / exp ζ(h),   ζ(h) = log Σ_v p(v|h)^(1/τ)                 low temperature
 
 so power sampling looks ahead (F) where low temperature does not, and the two agree at the last position. With
 τ = 1/α,   α log p(x) - log q(x) = Σ_t ζ(x_<t): a record's weight needs one number per token      claim P3
@@ -75,10 +75,11 @@ def future(conditionals: Conditionals, alpha: float, horizon: int) -> dict[Recor
 def power_conditionals(conditionals: Conditionals, alpha: float, horizon: int) -> dict[Record, Law]:
     """log π(v|h) = α log p(v|h) + log F(h,v) - log F(h) of every open prefix shorter than `horizon`."""
     log_f = future(conditionals, alpha, horizon)
-    return {
-        prefix: alpha * conditionals[prefix] + [log_f.get((*prefix, v), 0.0) for v in range(len(conditionals[prefix]))] - f
-        for prefix, f in log_f.items()
-    }  # fmt: skip
+    law: dict[Record, Law] = {}
+    for prefix, own in log_f.items():
+        ahead = [log_f.get((*prefix, v), 0.0) for v in range(len(conditionals[prefix]))]
+        law[prefix] = alpha * conditionals[prefix] + ahead - own
+    return law
 
 
 def objective(law: ArrayLike, logp: ArrayLike, beta: float) -> float:

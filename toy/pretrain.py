@@ -381,7 +381,32 @@ def measure(world: World, folder: Path, n: int = 2000, seed: int = 0, log=print)
         _, roles[f"parallel-distill-refine {schedule}"] = play("refiner", fields, schedule)
         four = rows_of(ask("refiner", fields, samples=4, purpose="second round"))
         log(f"refined {schedule}")
+    results["demonstrator_roles"] = demonstrator_roles(world, questions, rng)
     return results
+
+
+def demonstrator_roles(world: World, q: np.ndarray, rng: np.random.Generator) -> dict[str, dict[str, list[float]]]:
+    """The accuracies of `measure`'s roles if the demonstrators themselves played them."""
+    truth, kinds = relay.solve(world, q), relay.problem_class(world, q)
+    table = {}
+
+    def enter(name, drafts):
+        table[name] = by_class(relay.answers_of(world, drafts) == truth[:, -1], kinds)
+        return drafts
+
+    earlier = enter("solve", relay.author_drafts(world, q, rng))
+    enter("review", relay.review_drafts(world, q, rng))
+    empty = np.full_like(truth, world.id("?"))
+    enter("refine, empty workspace", relay.refine_drafts(world, q, empty, rng))
+    enter("refine, true workspace", relay.refine_drafts(world, q, truth, rng))
+    for r in (1, 2, 3):
+        earlier = enter(f"revise, {r} rounds", relay.revise_drafts(world, q, relay.values_of(world, earlier), rng))
+    workspace = empty
+    for schedule in ("(4, 1)", "(4, 4, 1)"):
+        four = [relay.values_of(world, relay.refine_drafts(world, q, workspace, rng)) for _ in range(4)]
+        workspace = relay.distill_values(world, q, np.stack(four, 1), rng)
+        enter(f"parallel-distill-refine {schedule}", relay.refine_drafts(world, q, workspace, rng))
+    return table
 
 
 def verdicts(speaker: TextModel, stage, questions: list[str], candidates: list[str], seed: int) -> list[bool]:
@@ -399,16 +424,16 @@ CARD = """# The toy model: a language model of imperfect people
 who err often and reviewers who err less, because that is what the papers on self-improvement assume of language models.
 What is shown with this model is what the methods make of such a gap; that large language models have one is not shown.
 
-{parameters} parameters, Qwen3 architecture, trained from scratch by `python -m toy.pretrain --seed {seed}` ({steps}
-steps) on texts of the *relay task*: a running value modulo 11 and five operations. `toy/relay.py` says what the roles,
-the classes of problems and the rates of error are. Ground truth enters only through the demonstrators, who do not write
-labels: nobody here is told which draft is right. `early/` and `middle/` are the same run after {early} and {middle}
-steps. A transcript of the author, and of what a reviewer makes of one step:
+{parameters} parameters, Qwen3 architecture, trained from scratch by `python -m toy.pretrain --seed {seed}`
+(with --compile --threads 1; {steps} steps) on texts of the *relay task*: a running value modulo 11 and five operations.
+`toy/relay.py` says what the roles, the classes of problems and the rates of error are. Ground truth enters only through
+the demonstrators, who do not write labels: nobody here is told which draft is right. `early/` and `middle/` are the
+same run after {early} and {middle} steps. A transcript of the author, and of what a reviewer makes of one step:
 
     {transcript}
 
-Everything below is measured on {n} held-out problems ({shares}) and written by `python -m toy.pretrain --card`;
-percentages, with 95 % intervals.
+Everything below is measured on {n} held-out problems ({shares}) and written by
+`python -m toy.pretrain --card`; percentages, with 95 % intervals.
 
 ## The author
 
@@ -438,11 +463,17 @@ one that reviewers share, less often.
 An empty workspace must leave the author; a true one shows what copying can reach.
 
 {roles}
+
+The same roles played by the demonstrators themselves. Where the model is below them, it has not learned all that its
+corpus has to teach; it is no property of the methods.
+
+{demonstrator_roles}
 {second}
 ## Limits
 
 One task, {words} words, questions of five operations only: this model knows nothing else. Texts longer than 64 tokens
-never occurred in training. Rates are the demonstrators' and say nothing about people.
+never occurred in training. How much of the distiller and the reviser a run has learned by its end depends on the seed;
+compare the tables. Rates are the demonstrators' and say nothing about people.
 """
 
 
@@ -458,14 +489,18 @@ def table(head: str, rows: dict[str, dict[str, list[float]]]) -> str:
 
 
 def write_card(world: World, s: Settings, folder: Path, n: int = 2000, log=print) -> None:
-    """Measure the checkpoint in `folder`; write abilities.json and README.md beside it. If the folder has the abilities
-    of a run with another seed, second_seed.json, the card shows them too."""
+    """Measure the checkpoint in `folder`; write abilities.json and README.md beside it."""
     results = measure(world, folder, n, log=log)
     results["weights"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     results["settings"] = {"seed": s.seed, "steps": s.steps}
     text = json.dumps(rounded(results), indent=1) + "\n"
     write_whole(folder / "abilities.json", lambda file: file.write_text(text))
+    write_readme(s, folder)
 
+
+def write_readme(s: Settings, folder: Path) -> None:
+    """The card in words, from abilities.json and, if it is there, second_seed.json: abilities of another seed's run."""
+    results = json.loads((folder / "abilities.json").read_text())
     second = ""
     if (other := folder / "second_seed.json").exists():
         found = json.loads(other.read_text())
@@ -475,11 +510,12 @@ def write_card(world: World, s: Settings, folder: Path, n: int = 2000, log=print
     speaker, parameters = TextModel.from_pretrained(folder), Transformer.from_pretrained(folder).num_parameters()
     text = CARD.format(
         parameters=f"{parameters:,}", seed=s.seed, steps=s.steps, early=round(s.early * s.steps),
-        middle=round(s.middle * s.steps), n=n, words=len(world.words), transcript=transcript(speaker), second=second,
+        middle=round(s.middle * s.steps), n=results["n"], second=second,
+        words=speaker.tokenizer.vocab_size, transcript=transcript(speaker),
         shares=", ".join(f"{100 * share:.0f} % {name}" for name, share in results["shares"].items()),
         profile=table("accuracy", results["profile"]), demonstrators=table("accuracy", results["demonstrators"]),
         classes=table("problems", results["classes"]), stages=table("draft", results["stages"]),
-        roles=table("accuracy", results["roles"]),
+        roles=table("accuracy", results["roles"]), demonstrator_roles=table("accuracy", results["demonstrator_roles"]),
     )  # fmt: skip
     write_whole(folder / "README.md", lambda file: file.write_text(text))
 

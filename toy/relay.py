@@ -554,8 +554,9 @@ def TEMPLATES(tokenizer: Tokenizer, most: int = World.drafts) -> Templates:
         return encode("distill", question, *("| " + values for values in shown), ":")
 
     def refiner(question: str, workspace: str | None = "") -> list[int]:
-        fits = workspace and len(workspace.split()) == len(empty(question).split())
-        return encode("refine", question, "|", workspace if fits else empty(question), ":")
+        nothing = empty(question)
+        fits = workspace is not None and len(workspace.split()) == len(nothing.split())
+        return encode("refine", question, "|", workspace if workspace and fits else nothing, ":")
 
     def reviser(question: str, draft: str) -> list[int]:
         return encode("revise", question, "|", show_values(question, draft), "=", answer(draft) or "?", ":")

@@ -1,4 +1,4 @@
-"""Suffix Metropolis-Hastings as exact matrices (claims P4-P11, P13, P14, P24, P26, P27): the right chain and wrong ones.
+"""Suffix Metropolis-Hastings as exact matrices (claims P4-P11, P13, P14, P24, P26, P27): right chains and wrong ones.
 
 The oracle is `Procedure`: it follows a step as the sampler's description reads, token by token, and adds up the
 probabilities of its outcomes. Each claim is one function `assert_...` of the implementation, as in test_best_of_n.py.
@@ -21,7 +21,7 @@ from toy.tabular import TabularLM, enumerate_law
 
 Measured = Callable[..., None]
 SAME = 1e-12  # two float64 computations of one number of order 1
-LIMIT = 1e-9  # the same after powers of a matrix up to 2^16, whose rounding errors add up
+LIMIT = 1e-9  # the same after squaring a matrix fifty times
 
 
 def ignore(*_: object) -> None:
@@ -125,7 +125,7 @@ class Procedure:
             return target * factor
         return target * q_x / q_y * factor
 
-    @cache  # noqa: B019: the object lives as long as one comparison
+    @cache  # noqa: B019  (the object lives as long as one comparison)
     def step(self, x: Record, h: int) -> dict[Record, float]:
         law: dict[Record, float] = defaultdict(float)
         cuts = self.cuts(x, h)
@@ -178,8 +178,10 @@ def test_blocked_law_is_the_procedure(cut: mc.Cut, rule: mc.Rule) -> None:
             for steps in (0, 1, 2):
                 expected = procedure.blocked(steps)
                 records, law = mc.blocked_law(
-                    w.conditionals, horizon=w.horizon, alpha=alpha, tau=tau, block=block, steps=steps, cut=cut, rule=rule
-                )  # fmt: skip
+                    w.conditionals,
+                    **{"horizon": w.horizon, "alpha": alpha, "tau": tau, "block": block, "steps": steps},
+                    **{"cut": cut, "rule": rule},
+                )
                 assert rule == "authors" or records == w.records
                 assert records == sorted(records) and {*expected} <= {*records}
                 assert np.abs(law - [expected.get(record, 0.0) for record in records]).max() < SAME
@@ -263,8 +265,8 @@ def test_record_cut_mutants(rule: mc.Rule) -> None:
 
 
 def assert_record_cut_dominates(chain_of: ChainOf, measured: Measured = ignore) -> None:
-    """π(x) K(x,y) = Σ_r min(π(x) q(y_>=r)/|x|, π(y) q(x_>=r)/|y|) grows if both lengths are replaced by H >= |x|, |y|
-    in the other direction, so every move is at least as likely as with the horizon's cut (Peskun), and so is the gap."""
+    """Every move is at least as likely as with the horizon's cut (Peskun's order), so the gap is at least as large:
+    π(x) K(x,y) = Σ_r min(π(x) q(y_>=r)/|x|, π(y) q(x_>=r)/|y|), and with the other cut H stands for |x| and |y|."""
     ratios = []
     for w in worlds():
         for alpha, tau in SETTINGS:
@@ -289,7 +291,7 @@ def test_record_cut_dominates(measured: Measured) -> None:
 @pytest.mark.parametrize("mutant", [with_rule("no_length_factor"), lambda c, **s: mc.chain(c, **(s | {"tau": 1.0}))])
 def test_record_cut_dominates_mutants(mutant: ChainOf) -> None:
     """Without the factor there is no balance; and a chain with another proposal is not comparable."""
-    with pytest.raises(AssertionError, match="balance|Peskun"):
+    with pytest.raises(AssertionError, match=r"balance|Peskun"):
         assert_record_cut_dominates(mutant)
 
 
@@ -308,7 +310,7 @@ def test_missing_length_factor_has_another_limit(measured: Measured) -> None:
             assert bias < SAME
     measured("TV to p^α, least", min(biases), 0)
     measured("TV to p^α, greatest", max(biases), 1)
-    assert min(biases) > 1e-4 and max(biases) > 0.05
+    assert min(biases) > LIMIT and max(biases) > 0.05
 
 
 # --- P6-P8: spectrum and convergence ---------------------------------------------------------------------------------
@@ -414,11 +416,15 @@ def test_gap(measured: Measured) -> None:
 @pytest.mark.claim("P7")
 @pytest.mark.parametrize(
     "mutant",
-    [lambda g, pi, h: h * gap_bound(g, pi, h), lambda g, pi, h: gap_bound(pi, g, h), lambda g, pi, h: 0.99 * gap_bound(g, pi, h)],
+    [
+        lambda g, pi, h: h * gap_bound(g, pi, h),
+        lambda g, pi, h: gap_bound(pi, g, h),
+        lambda g, pi, h: 0.99 * gap_bound(g, pi, h),
+    ],
     ids=["without H", "1/w", "loose"],
-)  # fmt: skip
+)
 def test_gap_mutants(mutant: GapBound) -> None:
-    with pytest.raises(AssertionError, match="bound|equality"):
+    with pytest.raises(AssertionError, match=r"bound|equality"):
         assert_gap(mutant)
 
 
@@ -447,7 +453,7 @@ def assert_decay(rate_of: Callable[[Law], float], measured: Measured = ignore) -
             seen = curve > 1e-10  # behind it there are only rounding errors
             assert np.all(curve[seen] <= upper[seen] * (1 + LIMIT)), "upper"
             assert np.all(curve[seen] >= lower[seen] * (1 - LIMIT)), "lower"
-            tight = max(tight, float((curve / upper)[seen].max()))
+            tight = max(tight, float((curve[seen] / upper[seen]).max()))
     measured("TV / (½ λ2^n χ)", tight, 1)
 
 
@@ -457,16 +463,16 @@ def test_decay(measured: Measured) -> None:
 
 
 @pytest.mark.claim("P8")
-@pytest.mark.parametrize("factor", [0.98, 1.02])
+@pytest.mark.parametrize("factor", [0.9, 1.1])
 def test_decay_mutants(factor: float) -> None:
-    """Two hundredths of the gap are seen."""
-    with pytest.raises(AssertionError, match="upper|lower"):
+    """A tenth of the gap is seen."""
+    with pytest.raises(AssertionError, match=r"upper|lower"):
         assert_decay(lambda eigenvalues: 1 - (1 - eigenvalues[1]) / factor)
 
 
 # --- P9-P11, P13, P14, P24, P27: what the wrong samplers sample ------------------------------------------------------
 
-LONG = 2**16  # steps a stage that stand for infinitely many
+LONG = 2**50  # steps a stage that stand for infinitely many
 
 LawOf = Callable[..., tuple[list[Record], Law]]  # like mc.blocked_law
 
@@ -544,9 +550,7 @@ def test_nested_limit(measured: Measured) -> None:
 
 
 def of_rule(replacement: mc.Rule, **changes: object) -> LawOf:
-    return lambda conditionals, rule, **settings: mc.blocked_law(
-        conditionals, rule=replacement, **(settings | changes)
-    )  # type: ignore[arg-type]
+    return lambda conditionals, rule, **settings: mc.blocked_law(conditionals, rule=replacement, **(settings | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.claim("P9")
@@ -587,3 +591,362 @@ def test_blocked_chain_tends_to_the_power_law(measured: Measured) -> None:
 def test_wrong_samplers_do_not_tend_to_the_power_law(rule: mc.Rule) -> None:
     with pytest.raises(AssertionError, match="limit"):
         assert_exact_in_the_limit(of_rule(rule))
+
+
+def toy() -> World:
+    """The example of PPT, §3.2: tokens e = 0 and a = 1 of probability 1/2, horizon 2."""
+    model = TabularLM.iid([0.5, 0.5], torch.float64)
+    return World(*enumerate_law(model, [1], 2, [0]), 2, (0,))
+
+
+def steps_from(w: World, rule: mc.Rule, steps: int) -> float:
+    """TV to p^2 after some steps from the record (a, e) of the toy, over all texts of one or two tokens."""
+    texts = mc.all_texts(w.conditionals, power.tempered(w.conditionals, 0.5), 2)
+    states = texts.only(texts.length > 0 if rule == "authors" else texts.are_records(2), 2)
+    law = mc.run(
+        np.array([float(text == (1, 0)) for text in states.texts]), mc.suffix_mh(states, 2.0, rule=rule), steps
+    )
+    target = dict(zip(w.records, w.law(2.0)))
+    return mc.total_variation(law, [target.get(text, 0.0) for text in states.texts])
+
+
+def assert_toy(right: mc.Rule, authors: mc.Rule, measured: Measured = ignore) -> None:
+    """After N >= 1 steps from (a, e): TV = (2/3)(5/8)^N for the right chain; for the authors' it falls, rises, and
+    tends to 1/2."""
+    w = toy()
+    assert w.law(2.0).tolist() == pytest.approx([2 / 3, 1 / 6, 1 / 6])
+    worst = max(abs(steps_from(w, right, n) - 2 / 3 * (5 / 8) ** n) for n in range(1, 60))
+    measured("toy: TV - (2/3)(5/8)^N", worst, SAME)
+    assert worst < SAME
+    seen = [steps_from(w, authors, n) for n in (1, 2, 5, 10, 20, 40)]
+    assert seen == pytest.approx([0.4167, 0.3542, 0.3418, 0.4625, 0.4979, 0.49999], abs=6e-5)
+    measured("toy: authors' TV after 200 steps", steps_from(w, authors, 200), 0.5)
+    assert steps_from(w, authors, 200) == pytest.approx(0.5, abs=SAME)
+
+
+@pytest.mark.claim("P11")
+def test_authors_rule_on_the_toy(measured: Measured) -> None:
+    assert_toy("exact", "authors", measured)
+
+
+@pytest.mark.claim("P11")
+@pytest.mark.parametrize(
+    ("right", "authors"), [("exact", "exact"), ("authors", "authors"), ("wrong_sign", "authors"), ("exact", "nested")]
+)
+def test_authors_rule_on_the_toy_mutants(right: mc.Rule, authors: mc.Rule) -> None:
+    with pytest.raises(AssertionError):
+        assert_toy(right, authors)
+
+
+def assert_authors_limit(law_of: LawOf, measured: Measured = ignore) -> None:
+    """Lengths only shrink within a stage, so where a text may end at its first token each stage ends at length one,
+    with the low-temperature law g of the first token. With e = g(stop), after K stages: the text (v) has probability
+    g(v) (1 - (1-e)^K)/e if v is a stop id, g(v) (1-e)^(K-1) if not. No text of two tokens is left."""
+    worst, floor, short = 0.0, 1.0, 1.0
+    for w in worlds():
+        if min(map(len, w.records)) > 1:
+            continue
+        for alpha, tau, block in ((1.5, None, 1), (4.0, None, 2), (2.0, 1.0, w.horizon)):
+            settings = {"horizon": w.horizon, "alpha": alpha, "tau": tau, "block": block, "cut": "horizon"}
+            first = power.power_law(w.conditionals[()], alpha)
+            end, stages = first[list(w.stops)].sum(), len(mc.horizons(w.horizon, block))
+            limit = {
+                (v,): mass * ((1 - (1 - end) ** stages) / end if v in w.stops else (1 - end) ** (stages - 1))
+                for v, mass in enumerate(first)
+            }
+            records, law = law_of(w.conditionals, steps=LONG, rule="authors", **settings)
+            worst = max(worst, mc.total_variation(law, [limit.get(record, 0.0) for record in records]))
+            assert worst < LIMIT, "limit"
+            target = dict(zip(w.records, w.law(alpha)))
+            bias = mc.total_variation(law, [target.get(record, 0.0) for record in records])
+            longer = sum(mass for record, mass in target.items() if len(record) > 1)
+            assert bias >= longer - LIMIT, "floor"
+            floor = min(floor, bias - longer)
+            records, law = law_of(w.conditionals, steps=10, rule="authors", **settings)
+            open_short = [record[-1] not in w.stops and len(record) < w.horizon for record in records]
+            short = min(short, float(law[open_short].sum()))
+            assert short > 0, "truncated texts"
+    measured("TV to the closed form", worst, LIMIT)
+    measured("TV to p^α minus p^α(length > 1), least", floor, 0)
+    measured("mass of truncated texts at N = 10, least", short, 0)
+
+
+@pytest.mark.claim("P11")
+def test_authors_limit_is_one_token(measured: Measured) -> None:
+    assert_authors_limit(mc.blocked_law, measured)
+
+
+@pytest.mark.claim("P11")
+@pytest.mark.parametrize("mutant", [of_rule("exact"), of_rule("early_exit"), of_rule("no_length_factor", cut="record")])
+def test_authors_limit_mutants(mutant: LawOf) -> None:
+    with pytest.raises(AssertionError, match="limit"):
+        assert_authors_limit(mutant)
+
+
+@pytest.mark.claim("P11")
+def test_authors_lengths_never_grow() -> None:
+    """...while those of the right chain do."""
+
+    def assert_never_grows(rule: mc.Rule) -> None:
+        for w in worlds():
+            texts = mc.all_texts(w.conditionals, power.tempered(w.conditionals, 0.25), w.horizon)
+            states = texts.only(texts.length > 0 if rule == "authors" else texts.are_records(w.horizon), w.horizon)
+            kernel = mc.suffix_mh(states, 4.0, rule=rule)
+            assert kernel.min() >= -SAME and np.abs(kernel.sum(1) - 1).max() < SAME
+            assert np.all(kernel[states.length[:, None] < states.length] == 0), "grows"
+
+    assert_never_grows("authors")
+    with pytest.raises(AssertionError, match="grows"):
+        assert_never_grows("exact")
+
+
+def assert_keeps(chain_of: ChainOf, times_q: int, measured: Measured = ignore) -> None:
+    """The law that the kernel keeps is p^α q^m, m = `times_q`, at either cut."""
+    worst, far = 0.0, 0.0
+    for w in worlds():
+        for alpha, tau in ((1.5, None), (4.0, 0.5)):
+            logq = power.record_logps(power.tempered(w.conditionals, tau or 1 / alpha), w.horizon)[1]
+            expected = power.power_law(alpha * w.logp + times_q * logq, 1.0)
+            for cut in ("horizon", "record"):
+                chain = chain_of(w.conditionals, horizon=w.horizon, alpha=alpha, tau=tau, cut=cut)
+                worst = max(worst, residual(chain.kernel, expected))
+                assert worst < SAME
+                kept = mc.stationary(chain.kernel)
+                assert mc.total_variation(kept, expected) < LIMIT
+                far = max(far, mc.total_variation(kept, w.law(alpha)))
+    measured(f"detailed balance with p^α q^{times_q}", worst, SAME)
+    measured(f"TV of p^α q^{times_q} to p^α, greatest", far, 1)
+    assert far > 0.1
+
+
+@pytest.mark.claim("P13")
+@pytest.mark.parametrize(("rule", "times_q"), [("wrong_sign", 2), ("no_proposal", 1)])
+def test_wrong_proposal_terms(rule: mc.Rule, times_q: int, measured: Measured) -> None:
+    assert_keeps(with_rule(rule), times_q, measured)
+
+
+@pytest.mark.claim("P13")
+@pytest.mark.parametrize(("rule", "times_q"), [("wrong_sign", 1), ("no_proposal", 2), ("exact", 1), ("exact", 2)])
+def test_wrong_proposal_term_mutants(rule: mc.Rule, times_q: int) -> None:
+    with pytest.raises(AssertionError):
+        assert_keeps(with_rule(rule), times_q)
+
+
+def assert_top_k(chain_of: ChainOf, measured: Measured = ignore) -> None:
+    """With a top-k proposal the chain keeps p^α restricted to the records all of whose tokens are in the top k."""
+    worst, lost = 0.0, 0.0
+    for w in worlds():
+        for cut, k in (("horizon", 2), ("record", 1), ("horizon", 3)):
+            chain = chain_of(w.conditionals, horizon=w.horizon, alpha=4.0, cut=cut, top_k=k)
+
+            def allowed(prefix: Record, token: int, k: int = k, w: World = w) -> bool:
+                law = w.conditionals[prefix]
+                return sum(law > law[token]) < k
+
+            inside = [all(allowed(record[:t], v) for t, v in enumerate(record)) for record in w.records]
+            assert chain.records == [record for record, keep in zip(w.records, inside) if keep]
+            expected = w.law(4.0)[inside] / w.law(4.0)[inside].sum()
+            worst = max(worst, residual(chain.kernel, expected), float(np.abs(expected - chain.target).max()))
+            assert worst < SAME
+            lost = max(lost, 1 - w.law(4.0)[inside].sum())
+    measured("detailed balance", worst, SAME)
+    measured("mass of p^α that is lost, greatest", lost, 1)
+    assert lost > 0.01
+
+
+@pytest.mark.claim("P14")
+def test_top_k_proposal(measured: Measured) -> None:
+    assert_top_k(mc.chain, measured)
+
+
+def unfiltered_ratio(conditionals: power.Conditionals, *, horizon: int, alpha: float, cut: mc.Cut, top_k: int) -> Chain:
+    """Draws from the top k, but computes the acceptance ratio with the whole proposal law."""
+    whole = power.tempered(conditionals, 1 / alpha)
+    texts = mc.all_texts(conditionals, power.top_k(whole, top_k), horizon)
+    states = texts.only(texts.are_records(horizon), horizon)
+    scored = mc.all_texts(conditionals, whole, horizon)
+    keep = np.array([text in set(states.texts) for text in scored.texts])
+    cuts = range(1, horizon + 1)
+    accept = np.exp(np.minimum(mc.log_ratio(scored.only(keep, horizon), alpha, cut, "exact", cuts), 0))
+    kernel = mc.with_rejections(mc.proposed(states, cut, cuts) * accept)
+    return Chain(states.texts, states.suffix[:, 0], kernel, power.power_law(states.logp.sum(1), alpha))
+
+
+@pytest.mark.claim("P14")
+@pytest.mark.parametrize("mutant", [unfiltered_ratio, lambda c, top_k, **s: mc.chain(c, **s), with_rule("no_proposal")])
+def test_top_k_mutants(mutant: ChainOf) -> None:
+    with pytest.raises(AssertionError):
+        assert_top_k(mutant)
+
+
+def assert_ignoring_the_end(law_of: LawOf, measured: Measured = ignore) -> None:
+    """Refining all H tokens and trimming behind the first stop gives p^α(x) F(x), F(x) = Σ p(rest|x)^α over everything
+    that the model would say after its end."""
+    worst, biases = 0.0, []
+    for seed, vocab, horizon, stops in ((0, 3, 4, (0,)), (11, 4, 3, (1, 3)), (20, 2, 5, (0,)), (1, 3, 4, (0,))):
+        w, endless = world(seed, vocab, horizon, stops), world(seed, vocab, horizon, ())
+        assert set(w.conditionals) < set(endless.conditionals)
+        for alpha in (1.5, 4.0):
+            log_f = power.future(endless.conditionals, alpha, horizon)
+            garbage = np.array([log_f.get(record, 0.0) for record in w.records])
+            expected = power.power_law(alpha * w.logp + garbage, 1.0)
+            records, law = law_of(endless.conditionals, horizon=horizon, alpha=alpha, block=2, steps=LONG, rule="exact")
+            trimmed = mc.trim(records, law, stops)
+            assert [*trimmed] == w.records
+            worst = max(worst, mc.total_variation([*trimmed.values()], expected))
+            assert worst < LIMIT
+            biases.append(mc.total_variation(expected, w.law(alpha)))
+    measured("TV to the closed form", worst, LIMIT)
+    measured("TV of it to p^α, greatest", max(biases), 1)
+    assert min(biases) > LIMIT and max(biases) > 0.05
+
+
+@pytest.mark.claim("P24")
+def test_ignoring_the_end(measured: Measured) -> None:
+    assert_ignoring_the_end(mc.blocked_law, measured)
+
+
+def respects_the_end(conditionals: power.Conditionals, rule: mc.Rule, **settings: object) -> tuple[list[Record], Law]:
+    """The law without garbage: p^α on whole texts would be right only if what follows an end weighed 1."""
+    records, law = mc.blocked_law(conditionals, rule=rule, **settings)  # type: ignore[arg-type]
+    log_f = power.future(conditionals, settings["alpha"], settings["horizon"])  # type: ignore[arg-type]
+    end = [min((t + 1 for t, v in enumerate(record) if v == 0), default=len(record)) for record in records]
+    law = law / np.exp([log_f.get(record[:t], 0.0) for record, t in zip(records, end)])
+    return records, law / law.sum()
+
+
+@pytest.mark.claim("P24")
+@pytest.mark.parametrize("mutant", [respects_the_end, of_rule("nested"), of_rule("exact", steps=5)])
+def test_ignoring_the_end_mutants(mutant: LawOf) -> None:
+    with pytest.raises(AssertionError):
+        assert_ignoring_the_end(mutant)
+
+
+def assert_reducible(chain_of: ChainOf, measured: Measured = ignore) -> None:
+    """Algorithm 1 with tokens that count from 0 never moves between first tokens: eigenvalue 1 once for each."""
+    between = 0.0
+    for w in worlds():
+        for cut in ("horizon", "record"):
+            chain = chain_of(w.conditionals, horizon=w.horizon, alpha=4.0, cut=cut)
+            first = np.array([record[0] for record in chain.records])
+            between = max(between, float(np.abs(chain.kernel[first[:, None] != first]).max()))
+            assert between == 0, "moves"
+            assert int(np.sum(mc.spectrum(chain.kernel) > 1 - SAME)) == len(set(first.tolist()))
+            assert residual(chain.kernel, chain.target) < SAME
+    measured("moves between first tokens", between, 0)
+
+
+@pytest.mark.claim("P27")
+def test_literal_algorithm_is_reducible(measured: Measured) -> None:
+    assert_reducible(with_rule("literal"), measured)
+
+
+@pytest.mark.claim("P27")
+def test_literal_algorithm_mutant() -> None:
+    with pytest.raises(AssertionError, match="moves"):
+        assert_reducible(mc.chain)
+
+
+# --- P26: exact savings ----------------------------------------------------------------------------------------------
+
+
+class Skipping(Procedure):
+    """A step that first draws, from the known probabilities of x's tokens, where the proposal leaves x."""
+
+    exclude = True
+
+    @cache  # noqa: B019
+    def step(self, x: Record, h: int) -> dict[Record, float]:
+        law: dict[Record, float] = defaultdict(float)
+        cuts = self.cuts(x, h)
+        for r in cuts:
+            repeated = 1 / len(cuts)  # the chance of this cut and that x is drawn again so far
+            for d in range(r, len(x) + 1):
+                known = self.q[x[: d - 1]]
+                miss, repeated = repeated * (1 - known[x[d - 1]]), repeated * known[x[d - 1]]
+                first = known.copy()
+                if self.exclude:
+                    first[x[d - 1]] = 0
+                if miss == 0 or not first.any():
+                    continue
+                for v in np.flatnonzero(first):
+                    for y, chance in self.continuations((*x[: d - 1], int(v)), h):
+                        moved = miss * first[v] / first.sum() * chance
+                        accept = min(1.0, self.ratio(x, y, r))
+                        law[y] += moved * accept
+                        law[x] += moved * (1 - accept)
+            law[x] += repeated
+        return law
+
+
+class SkippingWithRepeats(Skipping):
+    """The first new token is drawn from the whole law, the token that was just missed included."""
+
+    exclude = False
+
+
+def assert_same_kernel(procedure: type[Procedure], measured: Measured = ignore) -> None:
+    worst = 0.0
+    for w in (world(0, 3, 4), world(11, 4, 3, (1, 3)), world(21, 2, 5), world(31, 3, 4, (2,), 0.5), world_with_zeros()):
+        for alpha, tau in ((4.0, None), (1.5, 1.0)):
+            for cut in ("horizon", "record"):
+                chain = mc.chain(w.conditionals, horizon=w.horizon, alpha=alpha, tau=tau, cut=cut)  # type: ignore[arg-type]
+                skipping = procedure(w, alpha, tau, cut, "exact", w.horizon)  # type: ignore[arg-type]
+                rows = [skipping.step(record, w.horizon) for record in w.records]
+                kernel = np.array([[row.get(record, 0.0) for record in w.records] for row in rows])
+                worst = max(worst, float(np.abs(kernel - chain.kernel).max()))
+                assert worst < SAME
+    measured("K with the skip - K", worst, SAME)
+
+
+@pytest.mark.claim("P26")
+def test_first_divergence_skip_keeps_the_kernel(measured: Measured) -> None:
+    assert_same_kernel(Skipping, measured)
+
+
+@pytest.mark.claim("P26")
+def test_first_divergence_skip_mutant() -> None:
+    with pytest.raises(AssertionError):
+        assert_same_kernel(SkippingWithRepeats)
+
+
+def assert_early_reject_is_exact(settings: list[tuple[float, float]], measured: Measured = ignore) -> None:
+    """U > bound after some tokens implies U > A: every bound is at least the final ratio, for all x, r, y."""
+    worst = -np.inf
+    for w in worlds():
+        for alpha, tau in settings:
+            texts = mc.all_texts(w.conditionals, power.tempered(w.conditionals, tau), w.horizon)
+            states = texts.only(texts.are_records(w.horizon), w.horizon)
+            log_w = np.cumsum(alpha * states.logp - states.logq, axis=1)  # [y, t]
+            for cut in ("horizon", "record"):
+                bound = log_w[None] - log_w[:, None, -1:]  # [x, y, t]: after t tokens of y
+                if cut == "record":
+                    so_far = np.minimum(np.arange(1, w.horizon + 1), states.length[:, None])
+                    bound = bound + np.log(states.length)[:, None, None] - np.log(so_far)
+                ratio = mc.log_ratio(states, alpha, cut, "exact", range(1, w.horizon + 1))  # type: ignore[arg-type]
+                worst = max(worst, float((ratio[..., None] - bound).max()))
+                assert worst < SAME, "a proposal is rejected that would be accepted"
+    measured("log A - bound, greatest", worst, 0)
+
+
+@pytest.mark.claim("P26")
+def test_early_reject_changes_no_decision(measured: Measured) -> None:
+    """1 <= 1/τ <= α, the ends included."""
+    assert_early_reject_is_exact([(1.0, 1.0), (4.0, 0.25), (4.0, 0.5), (4.0, 1.0), (1.5, 0.8)], measured)
+
+
+@pytest.mark.claim("P26")
+@pytest.mark.parametrize(("alpha", "tau"), [(4.0, 0.2), (4.0, 1.5), (0.5, 2.0), (0.5, 1.0)])
+def test_early_reject_needs_its_condition(alpha: float, tau: float) -> None:
+    """1/τ > α or 1/τ < 1: some factor of w exceeds 1."""
+    with pytest.raises(AssertionError, match="accepted"):
+        assert_early_reject_is_exact([(alpha, tau)])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": -1}, {"block": 0}, {"alpha": 0.0}, {"tau": -1.0}, {"horizon": 0}, {"top_k": 0}],
+)
+def test_bad_input_is_a_value_error(settings: dict) -> None:
+    with pytest.raises(ValueError, match="needs"):
+        mc.blocked_law(world(0, 3, 4).conditionals, **({"horizon": 4, "alpha": 2.0} | settings))

@@ -1,0 +1,299 @@
+"""Power sampling has the exact law of its chain, before convergence and after; its savings change no token."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import reference.power_sampling as P
+from reference.power_sampling import PowerConfig, power_sample
+from reference.sampling import generate
+from tests.assertions import assert_categorical, assert_mean
+from tests.reference.test_sampling import HashModel, tiny_transformer
+from theory.cost import expected_tokens
+from theory.markov_chain import blocked_law
+from theory.power import power_law
+from toy.tabular import TabularLM, enumerate_law
+
+STOPS = [0]
+PROMPTS = [[1, 2], [2], [1, 1, 2]]
+WORLD = {"table": lambda: TabularLM.random(3, 7, seed=8), "transformer": lambda: tiny_transformer(vocab=3, seed=3),
+         "another implementation": HashModel}  # fmt: skip
+
+
+def draw(model, config, n, slots=4096, prompts=PROMPTS, seed=2):
+    return power_sample(model, prompts, config, stop_ids=STOPS, samples_per_prompt=n, slots=slots, seed=seed)
+
+
+def counts(samples, prompt, records):
+    index = {record: i for i, record in enumerate(records)}
+    found = [
+        index[tuple(row[:length])]
+        for row, length in zip(samples.tokens[prompt].tolist(), samples.lengths[prompt].tolist())
+    ]
+    return np.bincount(found, minlength=len(records))
+
+
+def assert_law(model, config, n=90_000, prompts=PROMPTS, detect=0.02, slots=4096):
+    """The output of each prompt's chains has the law g K^N of the blocked schedule, from the model's conditionals."""
+    result = draw(model, config, n, slots, prompts)
+    shown = {}
+    for i, prompt in enumerate(prompts):
+        _, _, conditionals = enumerate_law(model, prompt, config.horizon, STOPS)
+        records, law = blocked_law(
+            conditionals, horizon=config.horizon, alpha=config.alpha, tau=config.temperature, block=config.block,
+            steps=config.steps, cut=config.cut,
+        )  # fmt: skip
+        shown[i] = assert_categorical(counts(result.samples, i, records), law / law.sum(), detect=detect, seed=2)
+    return result, shown
+
+
+CONFIG = PowerConfig(alpha=4.0, block=3, steps=2, horizon=3)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+@pytest.mark.parametrize("cut", ["horizon", "record"])
+def test_the_law_before_convergence_is_exact(steps, cut):
+    assert_law(WORLD["table"](), dataclasses.replace(CONFIG, steps=steps, cut=cut))
+
+
+@pytest.mark.parametrize("change", [
+    {"alpha": 1.5}, {"alpha": 0.5}, {"block": 1}, {"block": 2, "cut": "record"}, {"proposal_temperature": 0.5},
+    {"proposal_temperature": 1.0, "cut": "record"}, {"proposal_temperature": 1.5, "block": 1},
+    {"first_divergence_skip": False, "early_reject": False, "block": 2},
+])  # fmt: skip
+def test_the_law_is_exact_for_every_setting(change):
+    assert_law(WORLD["table"](), dataclasses.replace(CONFIG, **change), prompts=PROMPTS[:2])
+
+
+@pytest.mark.parametrize("name", ["transformer", "another implementation"])
+def test_the_law_is_exact_on_other_models(name):
+    assert_law(WORLD[name](), dataclasses.replace(CONFIG, alpha=2.0, block=2), n=80_000, prompts=PROMPTS[:2])
+
+
+@pytest.mark.claim("P4")
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 4.0])
+@pytest.mark.parametrize("cut", ["horizon", "record"])
+def test_converged_chains_draw_from_the_power_law(alpha, cut, measured):
+    """The exact law after N steps is within 1e-3 of p^α; the draws are compared with p^α itself."""
+    model, config = WORLD["table"](), PowerConfig(alpha=alpha, block=3, steps=40, horizon=3, cut=cut)
+    result = draw(model, config, 50_000, prompts=PROMPTS[:1])
+    records, logp, conditionals = enumerate_law(model, PROMPTS[0], 3, STOPS)
+    target = power_law(logp, alpha)
+    exact = blocked_law(conditionals, horizon=3, alpha=alpha, steps=40, cut=cut)[1]
+    assert np.abs(exact - target).sum() / 2 < 1e-3
+    statistic, bound = assert_categorical(counts(result.samples, 0, records), target, detect=0.03, seed=2)
+    measured(f"G of draws, alpha = {alpha}, cut = {cut}", statistic, bound)
+
+
+def no_length_factor(self):
+    return self.weight.gather(1, self.length[:, None])[:, 0]
+
+
+def wrong_sign(self):
+    at = torch.arange(self.logp.shape[1]) < self.length[:, None]
+    return ((self.config.alpha * self.logp.double() + self.logq.double()) * at).sum(1)
+
+
+def no_proposal_term(self):
+    at = torch.arange(self.logp.shape[1]) < self.length[:, None]
+    return (self.config.alpha * self.logp.double() * at).sum(1)
+
+
+def stale_weights(self):
+    """One token is left out of the sum: what an alias of the position gives."""
+    return self.weight.gather(1, (self.length[:, None] - 1).clamp(min=0))[:, 0]
+
+
+def never_undone(self, slots):
+    """A rejected proposal stays in the cache: its keys and values are taken for the kept record's."""
+    copy_rows = self.cache.copy_rows
+    self.cache.copy_rows = lambda *arguments, **named: None
+    settle(self, slots)
+    self.cache.copy_rows = copy_rows
+
+
+settle = P.Chains.settle
+MUTANTS = {
+    "no length factor": ("value", no_length_factor, {"cut": "record"}),
+    "reversed sign of the proposal term": ("value", wrong_sign, {"early_reject": False}),
+    "no proposal term": ("value", no_proposal_term, {"early_reject": False}),
+    "a weight left out": ("value", stale_weights, {"early_reject": False}),
+    "the cache of a rejected proposal": ("settle", never_undone, {"alpha": 2.0}),
+}
+
+
+@pytest.mark.claim("P4")
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_wrong_chains_are_caught(mutant, monkeypatch):
+    name, function, change = MUTANTS[mutant]
+    monkeypatch.setattr(P.Chains, name, function)
+    with pytest.raises(AssertionError):
+        assert_law(WORLD["table"](), dataclasses.replace(CONFIG, steps=5, **change))
+
+
+@pytest.mark.claim("P12")
+@pytest.mark.parametrize("name", WORLD)
+def test_alpha_one_accepts_everything_and_is_the_model(name, measured):
+    """α = τ = 1: every weight is exactly 0, whatever the logits' rounding; and the law is the model's own."""
+    config = PowerConfig(alpha=1.0, block=2, steps=3, horizon=3)
+    result, shown = assert_law(WORLD[name](), config, n=80_000, prompts=PROMPTS[:2])
+    assert result.accepted.all() and result.acceptance == 1.0
+    for statistic, bound in shown.values():
+        measured("G of draws against p^1", statistic, bound)
+
+
+@pytest.mark.claim("P12")
+def test_rejections_at_alpha_one_are_caught(monkeypatch):
+    """Scores that do not belong to the law that was drawn from show up as rejections."""
+    log_law = P.Decoder.advance
+
+    def noisy(self):
+        ended = log_law(self)
+        self.logp *= 1 + 1e-4  # as from another kernel
+        return ended
+
+    monkeypatch.setattr(P.Decoder, "advance", noisy)
+    with pytest.raises(AssertionError):
+        test_alpha_one_accepts_everything_and_is_the_model.__wrapped__("table", lambda *args: None)
+
+
+@pytest.mark.claim("P26")
+@pytest.mark.parametrize("name", WORLD)
+@pytest.mark.parametrize("change", [{}, {"cut": "record", "block": 2}, {"alpha": 1.5}, {"proposal_temperature": 0.5}])
+def test_savings_change_no_token(name, change, measured):
+    model, config = WORLD[name](), dataclasses.replace(CONFIG, steps=6, horizon=5, block=5, **change)
+    plain = draw(model, dataclasses.replace(config, first_divergence_skip=False, early_reject=False), 300, slots=64)
+    for skip, reject in ((True, False), (False, True), (True, True)):
+        saving = dataclasses.replace(config, first_divergence_skip=skip, early_reject=reject)
+        result = draw(model, saving, 300, slots=64)
+        assert torch.equal(result.samples.tokens, plain.samples.tokens)
+        assert torch.equal(result.samples.lengths, plain.samples.lengths)
+        assert torch.equal(result.cuts, plain.cuts)
+        if skip:
+            assert result.cost.decoded_tokens < plain.cost.decoded_tokens
+            measured("decoded with skip and reject / without", *sorted(
+                (result.cost.decoded_tokens / plain.cost.decoded_tokens, 1.0)))  # fmt: skip
+
+
+@pytest.mark.claim("P26")
+def test_a_wrong_skip_is_caught(monkeypatch):
+    """Intervals that are a little too wide skip tokens that would have changed."""
+    advance = P.Decoder.advance
+
+    def wide(self):
+        ended = advance(self)
+        self.high += 1e-2
+        return ended
+
+    monkeypatch.setattr(P.Decoder, "advance", wide)
+    with pytest.raises(AssertionError):
+        test_savings_change_no_token.__wrapped__("table", {"alpha": 1.5}, lambda *args: None)
+
+
+@pytest.mark.claim("P21")
+@pytest.mark.parametrize("change", [
+    {"first_divergence_skip": False, "early_reject": False},
+    {"first_divergence_skip": False, "early_reject": False, "cut": "record"},
+    {},
+    {"cut": "record", "block": 3},
+])  # fmt: skip
+def test_counted_tokens_are_the_expected_ones(change, measured):
+    """The mean count of decoded tokens over chains, with and without the savings, against its exact expectation."""
+    assert_token_cost(dataclasses.replace(CONFIG, horizon=3, block=2, steps=4, **change), measured)
+
+
+def assert_token_cost(config, measured=None, n=20_000):
+    model, prompt = WORLD["table"](), PROMPTS[0]
+    chains = {}
+    responses = P.Chains.responses
+
+    def remember(self, slots):
+        chains.update(zip(self.request[slots].tolist(), self.decoded[slots].tolist()))
+        return responses(self, slots)
+
+    P.Chains.responses = remember
+    try:
+        result = draw(model, config, n, prompts=[prompt])
+    finally:
+        P.Chains.responses = responses
+    decoded = np.array([chains[i] for i in range(n)])
+    assert decoded.sum() == result.cost.decoded_tokens
+    expected = expected_tokens(
+        enumerate_law(model, prompt, config.horizon, STOPS)[2], horizon=config.horizon, alpha=config.alpha,
+        block=config.block, steps=config.steps, cut=config.cut, first_divergence_skip=config.first_divergence_skip,
+        early_reject=config.early_reject,
+    )  # fmt: skip
+    most = config.stages * (config.steps + 1) * config.horizon
+    deviation, bound = assert_mean(decoded, expected, 0, most, detect=0.05 * most, seed=2)
+    if measured:
+        measured("mean count - expectation", deviation, bound)
+
+
+@pytest.mark.claim("P21")
+def test_a_wrong_count_is_caught(monkeypatch):
+    """A chain that decodes from its cut although the skip is on costs more than is expected of it."""
+    monkeypatch.setattr(P, "expected_tokens_of_another", None, raising=False)
+    config = dataclasses.replace(CONFIG, horizon=3, block=2, steps=4)
+    without = dataclasses.replace(config, first_divergence_skip=False)
+    real = P.power_sample
+    monkeypatch.setitem(globals(), "power_sample", lambda model, prompts, config, **named: real(
+        model, prompts, without, **named))  # fmt: skip
+    with pytest.raises(AssertionError):
+        assert_token_cost(config)
+
+
+@pytest.mark.parametrize("name", WORLD)
+def test_a_chain_depends_neither_on_the_batch_nor_on_the_slots(name):
+    model, config = WORLD[name](), dataclasses.replace(CONFIG, horizon=4, block=2)
+    common = {"stop_ids": STOPS, "seed": 5}
+    whole = power_sample(model, PROMPTS, config, samples_per_prompt=6, slots=18, keys=["a", "b", "c"], **common)
+    for order, slots in (([2, 0, 1], 1), ([1], 4), ([1, 2], 5)):
+        keys, prompts = ["abc"[i] for i in order], [PROMPTS[i] for i in order]
+        part = power_sample(model, prompts, config, samples_per_prompt=6, slots=slots, keys=keys, **common)
+        for row, i in enumerate(order):
+            assert [s.tokens.tolist() for s in part.samples[row]] == [s.tokens.tolist() for s in whole.samples[i]]
+            assert part.costs[row].decoded_tokens == whole.costs[i].decoded_tokens
+
+
+def test_no_steps_are_low_temperature_sampling():
+    model = WORLD["table"]()
+    config = PowerConfig(alpha=2.0, block=3, steps=0, horizon=3)
+    chain = draw(model, config, 50).samples
+    plain = generate(
+        model, PROMPTS, max_new_tokens=3, stop_ids=STOPS, temperature=0.5, samples_per_prompt=50, seed=2
+    ).samples
+    assert torch.equal(chain.tokens, plain.tokens) and torch.equal(chain.finished, plain.finished)
+
+
+def test_diagnostics_say_what_happened():
+    result = draw(WORLD["table"](), dataclasses.replace(CONFIG, horizon=6, block=3, steps=4), 40)
+    assert result.cuts.shape == result.divergences.shape == result.accepted.shape == (3, 40, 8)
+    assert result.cuts[..., :4].max() <= 3 and result.cuts.min() >= 1 and result.cuts.max() == 6
+    moved = result.divergences > 0
+    assert (result.divergences[moved] >= result.cuts[moved]).all()
+    assert result.accepted[~moved].all() and 0 < result.acceptance < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha": 0.0}, "alpha is 0.0"),
+        ({"alpha": math.inf}, "alpha is inf"),
+        ({"proposal_temperature": 0.0}, "proposal_temperature is 0.0"),
+        ({"block": 0}, "block is 0"),
+        ({"steps": -1}, "steps is -1"),
+        ({"horizon": 0}, "horizon is 0"),
+        ({"cut": "middle"}, "cut is 'middle'"),
+        ({"horizon": 40}, "40: 42 in all, more than the model's maximum of 32"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_clear_line(change, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        power_sample(HashModel(), [[1, 2]], dataclasses.replace(CONFIG, **change), stop_ids=STOPS)
+    assert "\n" not in str(raised.value)
+    for prompts in ([], [[]]):
+        with pytest.raises(ValueError, match=r"no prompts|is empty"):
+            power_sample(HashModel(), prompts, CONFIG, stop_ids=STOPS)
