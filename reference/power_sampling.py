@@ -103,6 +103,8 @@ class PowerSamples(Generation):
 class Chains(Decoder):
     """A decoder whose requests are chains. Its rows hold the proposals; `kept` and `kept_cache` the current records."""
 
+    per_slot = (*Decoder.per_slot, "request", "key", "sample", "step", "threshold", "weight")
+
     def __init__(
         self, model: LanguageModel, prompts: Sequence[Tensor], slots: int, config: PowerConfig, requests: Requests,
         stop_ids: Iterable[int], seed: int,
@@ -120,6 +122,11 @@ class Chains(Decoder):
         self.kept_cache = model.new_cache(slots, self.cache.capacity)
         self.cuts, self.divergences = torch.zeros((2, *shape), dtype=torch.int64, device=device)
         self.accepted = torch.ones(shape, dtype=torch.bool, device=device)
+
+    def keep(self, slots: Tensor) -> None:
+        super().keep(slots)
+        self.kept = {name: kept[slots] for name, kept in self.kept.items()}
+        self.kept_cache = self.smaller(self.kept_cache, slots)
 
     def load(self, slots: Tensor, requests: Requests) -> None:
         """Begin chains, with a draw of the proposal law on the first block."""

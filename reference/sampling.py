@@ -150,6 +150,11 @@ class Decoder:
     token was drawn with, and `measures`, what `measure(logits [S, vocab]) -> [S, k]` says of each position.
     """
 
+    per_slot: tuple[str, ...] = (
+        "tokens", "length", "logp", "logq", "low", "high", "uniforms", "measures", "finished", "start", "limit",
+        "before", "decoded", "prompt", "active",
+    )  # fmt: skip
+
     def __init__(
         self,
         model: LanguageModel,
@@ -180,7 +185,7 @@ class Decoder:
         self.tokens, self.length = integers(horizon + 1), integers()
         self.logp, self.logq = torch.zeros((2, slots, horizon + 1), device=device)
         self.low, self.high, self.uniforms = torch.zeros((3, slots, horizon + 1), dtype=torch.float64, device=device)
-        self.measures: Tensor | None = None
+        self.measures = torch.zeros((slots, horizon + 1, 0), device=device)
         self.finished = torch.zeros(slots, dtype=torch.bool, device=device)  # ended by a stop id
         self.start, self.limit = integers(value=1), integers(value=1)  # the prompt's length, the request's horizon
         self.before = integers()  # the token that is fed next
@@ -252,7 +257,7 @@ class Decoder:
         self.logq.scatter_(1, here, logq.gather(1, token[:, None]).float())
         if self.measure is not None:
             measured = self.measure(logits)
-            if self.measures is None:
+            if not self.measures.shape[-1]:
                 self.measures = measured.new_zeros(*self.tokens.shape, measured.shape[-1])
             self.measures.scatter_(1, here[..., None].expand(-1, 1, measured.shape[-1]), measured[:, None])
 
@@ -265,6 +270,18 @@ class Decoder:
         self.active &= ~ended
         return ended
 
+    def keep(self, slots: Tensor) -> None:
+        """Drop all slots but these; they are 0 .. len(slots)-1 from now on."""
+        for name in self.per_slot:
+            setattr(self, name, getattr(self, name)[slots])
+        self.cache = self.smaller(self.cache, slots)
+
+    def smaller(self, cache: Cache, slots: Tensor) -> Cache:
+        """A cache of some rows of another."""
+        kept = self.model.new_cache(len(slots), cache.capacity)
+        kept.copy_rows(slots, torch.arange(len(slots), device=slots.device), other=cache)
+        return kept
+
     def responses(self, slots: Tensor) -> Samples:
         """What stands in some slots, [slots, 1]."""
         beyond = self.columns[:-1] >= self.length[slots, None]
@@ -273,7 +290,7 @@ class Decoder:
         return Samples(tokens[:, None], logp[:, None], logq[:, None], length[:, None], finished[:, None])
 
 
-POSITIONS_PER_CALL = 1 << 14  # how many positions prefilling and scoring compute at a time
+POSITIONS_PER_CALL = 1 << 11  # how many positions prefilling and scoring compute at a time
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,10 +344,10 @@ def decode_all(
     decoder: Decoder, requests: Requests, n: int, keys: Sequence[int | str] | None = None, label: str = "generate"
 ) -> Generation:
     """Run all requests, n for each prompt, through the decoder's slots, refilling those that are free."""
-    R, device = len(requests), requests.index.device
+    R, S, device = len(requests), len(decoder.tokens), requests.index.device
     results = Samples.empty(R, 1, decoder.tokens.shape[1] - 1, device)
     decoded = torch.zeros_like(requests.index)
-    free = torch.arange(len(decoder.tokens), device=device)
+    free = torch.arange(S, device=device)
     of = torch.zeros_like(free)  # the request in each slot
     loaded, done = 0, 0
     with tqdm(total=R, desc=label, unit="response", disable=None, leave=False) as progress:
@@ -339,15 +356,22 @@ def decode_all(
                 of[free] = requests.index[loaded : loaded + len(free)]
                 decoder.load(free, requests[of[free]])
                 loaded += len(free)
-            free = decoder.advance().nonzero()[:, 0]
-            while not len(free):
-                free = decoder.advance().nonzero()[:, 0]
+            elif loaded - done <= S // 4:  # the last requests: a smaller batch
+                going = decoder.active.nonzero()[:, 0]
+                decoder.keep(going)
+                of, S = of[going], len(going)
+            # Decode until a few slots are free, or in the end until most are: a stop costs as much as some idle rows.
+            enough = max(1, S // 16) if loaded < R else max(1, S - S // 4)
+            waiting = decoder.advance()
+            while (count := int(waiting.sum())) < min(enough, loaded - done):
+                waiting |= decoder.advance()
+            free = waiting.nonzero()[:, 0]
             ended = decoder.responses(free)
             check_finite(ended.logp[:, 0], of[free], n, keys)
             results.put(of[free], ended)
             decoded[of[free]] = decoder.decoded[free]
-            done += len(free)
-            progress.update(len(free))
+            done += count
+            progress.update(count)
     P, decoded = R // n, decoded.view(R // n, n)
     samples = Samples(*(tensor.view(P, n, *tensor.shape[2:]) for tensor in results.tensors()))
     charged, calls = decoder.prompt_length * n, torch.full((P,), n, device=device)

@@ -222,9 +222,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """x [..., size]; `weight` stands in for the module's own (one per head, say)."""
-        precise = x.to(at_least_float32(x.dtype))
-        normed = precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * (self.weight if weight is None else weight)
+        if weight is None:
+            weight = self.weight
+        if x.dtype in (torch.float32, torch.float64):  # nothing to cast
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * weight
+        precise = x.float()
+        return (precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * weight
 
 
 def rope_frequencies(config: Config, max_length: int) -> tuple[Tensor, float]:
@@ -275,6 +278,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The same; the mask is added to the scores, 0 or -inf in q's dtype."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
@@ -367,6 +371,8 @@ class View:
             self.slots = (first + positions).flatten()  # of the cache's rows laid end to end
         at, here = torch.arange(visible, device=positions.device), positions[:, None, :, None]
         masks = {w: at <= here if w is None else (at <= here) & (at > here - w) for w in set(config.windows)}
+        if cache is not None:  # the kernel wants them as numbers to be added: made once for all layers
+            masks = {w: torch.zeros_like(m, dtype=cache.k.dtype).masked_fill_(~m, -math.inf) for w, m in masks.items()}
         self.visible, self.masks = visible, [masks[w] for w in config.windows]  # each [rows, 1, time, visible]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
