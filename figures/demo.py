@@ -1,7 +1,8 @@
 """The demo: one small model, several ways to ask it, and what each costs.
 
 200 problems of the relay task that the model has never seen (`toy/relay.py`), answered by greedy decoding, by sampling
-at two temperatures, and by best-of-N with three self-rewards. Nothing but the accuracy column has seen an answer.
+at two temperatures, by best-of-N with three self-rewards, and by draws from p^4. Only the accuracy column has seen an
+answer.
 """
 
 import time
@@ -15,6 +16,7 @@ import torch
 
 from reference.best_of_n import select
 from reference.evaluation import accuracy
+from reference.power_sampling import PowerConfig, power_sample
 from reference.sampling import Cost, Samples, generate
 from reference.self_reward import length_normalized, log_probability, majority_vote
 from reference.text_model import TextModel
@@ -92,7 +94,20 @@ def best_of_n(world: World) -> Iterator[Row]:
             yield row
 
 
-METHODS = (one_response, best_of_n)
+def power(world: World) -> Iterator[Row]:
+    """One draw from p^α by Metropolis-Hastings, in one block: N steps cut the first token about N/24 times a chain."""
+    for alpha, steps in ((4.0, 0), (4.0, 10), (4.0, 100)):
+        begin = time.perf_counter()
+        drawn = power_sample(
+            world.text_model.model, world.prompts, PowerConfig(alpha, block=HORIZON, steps=steps, horizon=HORIZON),
+            stop_ids=world.text_model.stop_ids, keys=[problem.id for problem in world.problems], seed=SEED,
+        )  # fmt: skip
+        seconds, right = time.perf_counter() - begin, world.right(drawn.samples)[:, 0]
+        method = f"power sampling, p^{alpha:g}, {steps} steps"
+        yield Row(method, right, mean_logp(drawn.samples), drawn.cost, seconds)
+
+
+METHODS = (one_response, best_of_n, power)
 
 
 def mean_logp(samples: Samples) -> float:
