@@ -140,7 +140,7 @@ class Requests:
 class Decoder:
     """S slots, each decoding its own request. Everything is a tensor over slots; nothing loops over them.
 
-        decoder.load(slots, requests)     put requests into slots: prefill their prompts, or copy them from a neighbour
+        decoder.load(slots, requests)     put requests into slots, with their prompts' keys and values
         ended = decoder.advance()         one token for every slot; bool [S]: its request has just ended
         decoder.rewind(slots, position)   keep only a slot's first `position` response tokens, and go on from there
 

@@ -1,6 +1,7 @@
-"""Every committed result has its picture, and README shows the numbers of the committed results."""
+"""Every committed result has its picture; README shows the numbers of the committed results, and its example runs."""
 
 import json
+import re
 
 import pytest
 
@@ -31,6 +32,12 @@ def test_readme_shows_the_committed_tables():
             assert module(name).table(result) in readme, f"run `make results NAME={name}`"
             shown += 1
     assert shown >= 2
+
+
+def test_readmes_python_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(block.replace("toy/checkpoint", str(ROOT / "toy" / "checkpoint")), {})
+    assert "Cost(prompt_tokens=" in capsys.readouterr().out
 
 
 def test_the_fingerprint_sees_a_changed_file():
