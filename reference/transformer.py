@@ -268,7 +268,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """softmax(q kᵀ / sqrt(D)) v, each key-value head serving a group of H/K query heads without being copied.
 
     q [B, T, H, D]; k, v [B, S, K, D]; mask bool [B, 1, T, S], true where visible -> [B, T, H, D]. This is the
-    specification, rounding included; `F.scaled_dot_product_attention` computes the same in one kernel.
+    specification, rounding included.
     """
     (B, T, H, D), (S, K) = q.shape, k.shape[1:3]
     q = q.transpose(1, 2).reshape(B, K, H // K * T, D)
@@ -277,11 +277,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return (weights.view(B, K, H // K * T, S) @ v.transpose(1, 2)).view(B, H, T, D).transpose(1, 2)
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """The same; the mask is added to the scores, 0 or -inf in q's dtype."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
+def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The same from a cache's layout, in fewer kernels: k, v [B, K, S, D]; the mask is 0 or -inf in q's dtype."""
+    (B, T, H, D), (K, S) = q.shape, k.shape[1:3]
+    if T > 1 or q.dtype != torch.float32:
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, enable_gqa=H != K)
+        return mixed.transpose(1, 2)
+    bias = mask.expand(B, K, 1, S).reshape(B * K, 1, S)
+    scores = torch.baddbmm(bias, q.reshape(B * K, H // K, D), k.flatten(0, 1).transpose(1, 2), alpha=D**-0.5)
+    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(B, T, H, D)
 
 
 class Attention(nn.Module):
@@ -335,10 +339,10 @@ class Layer(nn.Module):
 
 
 class KVCache:
-    """Keys and values of `rows` texts, `capacity` positions each: two tensors [layers, rows, capacity, K, D]."""
+    """Keys and values of `rows` texts, `capacity` positions each: two tensors [layers, rows, K, capacity, D]."""
 
     def __init__(self, config: Config, rows: int, capacity: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.num_hidden_layers, rows, capacity, config.num_key_value_heads, config.head_dim)
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim)
         self.rows, self.capacity = rows, capacity
         # Zeros, not empty memory: a masked slot has weight 0, and 0 times an uninitialised NaN would be NaN.
         self.k = torch.zeros(shape, dtype=dtype, device=device)
@@ -354,8 +358,8 @@ class KVCache:
         length = min(self.capacity, other.capacity) if length is None else length
         for mine, theirs in ((self.k, other.k), (self.v, other.v)):
             for layer in range(mine.shape[0]):
-                kept = theirs[layer, :, :length].index_select(0, source)
-                mine[layer, :, :length].index_copy_(0, target, kept)
+                kept = theirs[layer, :, :, :length].index_select(0, source)
+                mine[layer, :, :, :length].index_copy_(0, target, kept)
 
 
 class View:
@@ -367,8 +371,9 @@ class View:
         visible = time
         if cache is not None:
             visible = int(positions.max()) + 1  # slots beyond are in nobody's sight
-            first = torch.arange(rows, device=positions.device)[:, None] * cache.capacity
-            self.slots = (first + positions).flatten()  # of the cache's rows laid end to end
+            heads = config.num_key_value_heads
+            first = torch.arange(rows * heads, device=positions.device).view(rows, 1, heads) * cache.capacity
+            self.slots = (first + positions[..., None]).flatten()  # [N · K], of all rows and heads laid end to end
         at, here = torch.arange(visible, device=positions.device), positions[:, None, :, None]
         masks = {w: at <= here if w is None else (at <= here) & (at > here - w) for w in set(config.windows)}
         if cache is not None:  # the kernel wants them as numbers to be added: made once for all layers
@@ -380,10 +385,10 @@ class View:
         q, mask = q.unflatten(0, self.shape), self.masks[layer]
         if self.cache is None:
             return attention(q, k.unflatten(0, self.shape), v.unflatten(0, self.shape), mask)
-        kept_k, kept_v = self.cache.k[layer], self.cache.v[layer]  # [rows, capacity, K, D]
-        kept_k.flatten(0, 1).index_copy_(0, self.slots, k)
-        kept_v.flatten(0, 1).index_copy_(0, self.slots, v)
-        return fused_attention(q, kept_k[:, : self.visible], kept_v[:, : self.visible], mask)
+        kept_k, kept_v = self.cache.k[layer], self.cache.v[layer]  # [rows, K, capacity, D]
+        kept_k.flatten(0, 2).index_copy_(0, self.slots, k.flatten(0, 1))
+        kept_v.flatten(0, 2).index_copy_(0, self.slots, v.flatten(0, 1))
+        return cached_attention(q, kept_k[:, :, : self.visible], kept_v[:, :, : self.visible], mask)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
