@@ -71,7 +71,9 @@ class Samples(Sequence):
 
     def take(self, index: Tensor) -> Samples:
         """Each prompt's responses index[prompt] (int64 [prompts, k])."""
-        return Samples(*(tensor[torch.arange(len(self))[:, None], index] for tensor in self.tensors()))
+        return Samples(
+            *(tensor[torch.arange(len(self), device=index.device)[:, None], index] for tensor in self.tensors())
+        )
 
     def put(self, prompts: Tensor, others: Samples) -> None:
         """Replace the responses of `prompts` (int64 indices) by those of `others`."""

@@ -222,12 +222,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """x [..., size]; `weight` stands in for the module's own (one per head, say)."""
-        if weight is None:
-            weight = self.weight
-        if x.dtype in (torch.float32, torch.float64):  # nothing to cast
-            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * weight
-        precise = x.float()
-        return (precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * weight
+        precise = x.to(at_least_float32(x.dtype))
+        normed = precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * (self.weight if weight is None else weight)
 
 
 def rope_frequencies(config: Config, max_length: int) -> tuple[Tensor, float]:

@@ -7,7 +7,6 @@ compares the list with the markers and with CLAIMS.md.
 """
 
 import math
-import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from reference.transformer import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIMS_TOML = ROOT / "theory" / "claims.toml"
@@ -178,7 +179,8 @@ class ClaimRun:
             self.message = f"CLAIMS.md not written, because not every test of every claim was run: {', '.join(missing)}"
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
             return
-        write_atomically(self.target, render(self.claims, self.status, self.measured))
+        text = render(self.claims, self.status, self.measured)
+        write_whole(self.target, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
         self.message = f"CLAIMS.md written: {len(self.claims)} claims"
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -235,13 +237,3 @@ def parse(text: str) -> list[list[str]]:
     """The rows of a CLAIMS.md, each a list of cells as `cells` made them."""
     rows = [line for line in text.splitlines() if re.match(r"\| [A-Z]\d+ \|", line)]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
-
-
-def write_atomically(target: Path, text: str) -> None:
-    """`target` holds the old text or the new, never a part of one."""
-    temporary = target.with_name(target.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
