@@ -10,7 +10,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint claims figures results bench toy clean
+.PHONY: help setup demo test test-all lint claims figures results bench toy toy-worlds toy-large card clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,9 +48,23 @@ results: $(READY)  ## compute one figure's numbers again: make results NAME=toy_
 bench: $(READY)  ## tokens per second, side by side with transformers
 	$(RUN) -m figures compute bench_decode
 
-toy: $(READY)  ## train the toy model from scratch (25 minutes) and measure it
+toy: $(READY)  ## train the toy model from scratch (20 minutes on one core) and measure it
 	$(RUN) -m toy.pretrain
-	$(RUN) -m toy.pretrain --card
+	$(RUN) -m toy.abilities
+
+card: $(READY)  ## measure the shipped toy model again and write its model card
+	$(RUN) -m toy.abilities
+
+WORLDS := careless plurality misguided
+toy-worlds: $(READY)  ## train and measure the second seed and the null worlds (20 minutes each)
+	$(RUN) -m toy.pretrain --seed 1
+	$(RUN) -m toy.abilities runs/relay-1 --results toy/results/second_seed.json
+	for world in $(WORLDS); do $(RUN) -m toy.pretrain --world $$world && \
+	  $(RUN) -m toy.abilities runs/$$world-0 --world $$world --results toy/results/$$world.json || exit 1; done
+
+toy-large: $(READY)  ## train and measure a larger world's model, on a GPU
+	$(RUN) -m toy.pretrain --world large --device cuda
+	$(RUN) -m toy.abilities runs/large-0 --world large --results toy/results/large.json
 
 clean:  ## remove what the other targets made, but not results
 	rm -rf .venv build runs *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -12,7 +12,8 @@ import numpy as np
 from reference.sampling import generate
 from reference.text_model import TextModel
 from toy import relay
-from toy.pretrain import CHECKPOINT, CLASSES, by_class, rows_of
+from toy.abilities import CLASSES, by_class, rows_of
+from toy.pretrain import CHECKPOINT
 from toy.relay import ERRORS, World
 
 DEPENDS = ("reference/sampling.py", "reference/transformer.py", "toy", "figures/toy_world.py")

@@ -115,6 +115,8 @@ def expected_tokens(
     s = Setting(**setting)
     if s.rule != "exact":
         raise ValueError(f"only the exact rule's tokens are known, not those of {s.rule!r}")
+    if s.tries > 1 or s.cut not in ("horizon", "record"):
+        raise ValueError(f"the tokens of one try and of cut 'horizon' or 'record' are known, not of {s.tries}, {s.cut}")
     total = before = 0.0
     for stage in schedule(conditionals, **setting):
         total += float(stage.start @ stage.states.length) - before

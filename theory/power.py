@@ -88,6 +88,26 @@ def objective(law: ArrayLike, logp: ArrayLike, beta: float) -> float:
     return float(law @ logp - beta * np.sum(rel_entr(law, np.exp(logp))))
 
 
+# --- How the law moves with α ----------------------------------------------------------------------------------------
+
+
+def slope(logp: ArrayLike, alpha: float, reward: ArrayLike) -> float:
+    """d/dα E_{π_α}[reward] = Cov_{π_α}(reward, log p).                                                     claim P25"""
+    law, logp = power_law(logp, alpha), np.asarray(logp, dtype=np.float64)
+    return float(law @ (logp * reward) - (law @ logp) * (law @ np.asarray(reward)))
+
+
+def separation(logp: ArrayLike, alpha: float, correct: NDArray[np.bool_]) -> tuple[float, float]:
+    """(δ, dδ/dα): δ(α) = E_{π_α}[log p | correct] - E_{π_α}[log p | not], so that P = π_α(correct) has
+    dP/dα = P (1-P) δ; dδ/dα = Var[log p | correct] - Var[log p | not]; δ(∞) = max log p of the ones - of the others."""
+    logp = np.asarray(logp, dtype=np.float64)
+    moments = [
+        (law @ part, law @ part**2) for part in (logp[correct], logp[~correct]) for law in [power_law(part, alpha)]
+    ]
+    (mean, square), (other, other_square) = moments
+    return float(mean - other), float(square - mean**2 - other_square + other**2)
+
+
 # --- Proposition 3: pivotal tokens -----------------------------------------------------------------------------------
 
 

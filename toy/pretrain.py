@@ -1,21 +1,22 @@
 """Trains the toy transformer from scratch on an endless corpus written by the demonstrators of `toy/relay.py`.
 
-    python -m toy.pretrain                   about 20 minutes on 2 CPU cores -> toy/checkpoint/{early,middle,}
-    python -m toy.pretrain --card            measures the abilities of a checkpoint and writes its model card
+    python -m toy.pretrain                    20 minutes on one CPU core -> toy/checkpoint/{early,middle,}
+    python -m toy.pretrain --world careless   another world of toy/relay.py -> runs/careless-0
 
-Maximum likelihood of the responses, given the prompts, of all roles at once. Every batch is a pure function of
-(seed, step), and the state is written whole or not at all, so a run that was stopped goes on as if it had not been.
+Maximum likelihood of the responses, given the prompts, of all roles at once; Muon for the layers' matrices (on this
+task it learns the distiller and the question inference in half of AdamW's steps), AdamW for the rest. Every batch is a
+pure function of (seed, step), and the state is written whole or not at all, so a run that was stopped goes on as if it
+had not been. `toy/abilities.py` measures what came out.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
-import os
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,6 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from reference.evaluation import accuracy
-from reference.sampling import child_seed
-from reference.text_model import TextModel
 from reference.transformer import Config, Transformer, write_whole
 from toy import relay
 from toy.relay import NOTHING, World
@@ -33,13 +31,16 @@ from toy.relay import NOTHING, World
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 
+Texts = tuple[tuple[tuple[str, int], ...], ...]
+
+
 @dataclass(frozen=True)
 class Settings:
     """One pre-training run."""
 
     seed: int = 0
-    steps: int = 4000  # optimiser steps
-    rate: float = 3e-3  # AdamW's largest learning rate; cosine to a hundredth of it
+    steps: int = 3500  # optimiser steps
+    rate: float = 1e-2  # largest learning rate of both optimisers (Muon's matched to AdamW's); cosine to a hundredth
     warmup: int = 100  # steps of linear warm-up
     weight_decay: float = 0.01
     clip: float = 1.0  # largest gradient norm
@@ -49,11 +50,29 @@ class Settings:
     layers: int = 4
     heads: int = 4
     mlp: int = 192  # width of the gated MLP
-    # Texts of each role per step. Roles of like length share a batch.
-    texts: tuple[tuple[tuple[str, int], ...], ...] = (
+    # Texts of each role per step; roles of like length share a batch. Once the arithmetic is learned, the distiller,
+    # who is the last to learn, gets the room of those who have.
+    texts: Texts = (
         (("solve", 36), ("review", 20), ("ask", 36), ("check", 16)),
         (("refine", 28), ("revise", 12), ("distill", 36)),
     )
+    later: Texts = (
+        (("solve", 36), ("review", 12), ("ask", 12), ("check", 12)),
+        (("refine", 28), ("revise", 10), ("distill", 72)),
+    )
+    turn: float = 0.3  # of the run comes before `later`
+
+
+# Other sizes than the toy's, by world
+SETTINGS = {
+    "large": Settings(
+        steps=20_000, rate=3e-3, warmup=500, hidden=384, layers=8, heads=6, mlp=1152,
+        texts=((("solve", 96), ("review", 64), ("ask", 64), ("check", 128)),
+               (("refine", 64), ("revise", 48), ("distill", 96))),
+        later=((("solve", 96), ("review", 32), ("ask", 32), ("check", 32)),
+               (("refine", 64), ("revise", 32), ("distill", 192))),
+    )
+}  # fmt: skip
 
 
 def new_model(world: World, s: Settings) -> Transformer:
@@ -151,7 +170,7 @@ def make_batches(world: World, s: Settings, step: int) -> list[tuple[torch.Tenso
     return [
         pack([role_texts(world, role, n, np.random.default_rng([s.seed, step, group, i]))
               for i, (role, n) in enumerate(roles) if n])
-        for group, roles in enumerate(s.texts)
+        for group, roles in enumerate(s.texts if step < s.turn * s.steps else s.later)
     ]  # fmt: skip
 
 
@@ -164,49 +183,82 @@ def learning_rate(s: Settings, step: int) -> float:
     return s.rate * min(1, (step + 1) / max(1, s.warmup)) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every update is made orthogonal (Jordan et al. 2024), scaled to the size of AdamW's.
+
+    torch.optim.Muon does the same in bfloat16: eight times slower where the processor has no such instructions.
+    """
+
+    def __init__(self, matrices, weight_decay: float, momentum: float = 0.95):
+        super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            rate, mu = group["lr"], group["momentum"]
+            for w in group["params"]:
+                mean = self.state[w].setdefault("mean", torch.zeros_like(w)).lerp_(w.grad, 1 - mu)
+                w.mul_(1 - rate * group["weight_decay"])
+                w.sub_(orthogonal(w.grad.lerp(mean, mu)), alpha=rate * 0.2 * max(w.shape) ** 0.5)
+
+
+def orthogonal(x: torch.Tensor) -> torch.Tensor:
+    """U Vᵀ of x = U S Vᵀ, nearly: five Newton-Schulz iterations, whose constants bring S between 0.7 and 1.2."""
+    if len(x) > x.shape[1]:
+        return orthogonal(x.T).T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
 def train(
     world: World, s: Settings, out: Path, state: Path, *, seconds: float = math.inf, save_every: int = 500,
-    report_every: int = 100, compiled: bool = False, log=print,
+    report_every: int = 100, device: str = "cpu", compiled: bool = False, log=print,
 ) -> Transformer:  # fmt: skip
     """Train to the end, or for `seconds`; checkpoints go to `out`, what is needed to go on to the file `state`."""
-    model = new_model(world, s)
-    decayed = [w for w in model.parameters() if w.dim() == 2]
-    others = [w for w in model.parameters() if w.dim() != 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": s.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=s.rate, betas=(0.9, 0.98),
-    )  # fmt: skip
+    model = new_model(world, s).to(device)
+    inner = [w for w in model.layers.parameters() if w.dim() == 2]
+    rest = [w for w in model.parameters() if all(w is not other for other in inner)]
+    optimisers: list[torch.optim.Optimizer] = [
+        Muon(inner, s.weight_decay),
+        torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
     forward = torch.compile(model, dynamic=False) if compiled else model
     step, began = 0, time.monotonic()
     if state.exists():
-        saved = torch.load(state, weights_only=True)
+        saved = torch.load(state, weights_only=True, map_location=device)
         if saved["run"] != repr((world, s)):
             raise ValueError(f"{state} belongs to another run ({saved['run']}); remove it, or give another --state")
         model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
+        for optimiser, kept in zip(optimisers, saved["optimisers"]):
+            optimiser.load_state_dict(kept)
         step = saved["step"]
         log(f"going on from step {step}")
 
     def save():
         state.parent.mkdir(parents=True, exist_ok=True)
         everything = {"run": repr((world, s)), "step": step, "model": model.state_dict(),
-                      "optimiser": optimiser.state_dict()}  # fmt: skip
+                      "optimisers": [optimiser.state_dict() for optimiser in optimisers]}  # fmt: skip
         write_whole(state, lambda file: torch.save(everything, file))
 
     saves = {round(s.early * s.steps): out / "early", round(s.middle * s.steps): out / "middle"}
     total = torch.zeros(2)
     while step < s.steps and time.monotonic() - began < seconds:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(s, step)
-        batches = make_batches(world, s, step)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(s, step)
+        batches = [(tokens.to(device), targets.to(device)) for tokens, targets in make_batches(world, s, step)]
         count = sum(int((targets != -100).sum()) for _, targets in batches)
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         for tokens, targets in batches:
             loss = F.cross_entropy(forward(tokens).flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
             (loss / count).backward()
             total += torch.tensor([loss.item(), int((targets != -100).sum())])
         torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         step += 1
         if step % report_every == 0 or step == s.steps:
             spent = time.monotonic() - began
@@ -218,6 +270,8 @@ def train(
             save()
     if step == s.steps:
         save_checkpoint(world, model, out)
+        text = json.dumps({**asdict(s), "torch": torch.__version__}, indent=1) + "\n"
+        write_whole(out / "run.json", lambda file: file.write_text(text))
     else:
         save()
     return model
@@ -230,7 +284,7 @@ def progress(world: World, s: Settings, model: Transformer, n: int = 64) -> str:
     words = []
     for i, role in enumerate(role for group in s.texts for role, _ in group):
         rng = np.random.default_rng([2**31, i])
-        tokens, targets = pack([role_texts(world, role, n, rng, "heldout")])
+        tokens, targets = (part.to(model.device) for part in pack([role_texts(world, role, n, rng, "heldout")]))
         logits = model(tokens)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
         right = (logits.argmax(-1) == targets)[targets != -100].float().mean()
@@ -260,305 +314,25 @@ def save_checkpoint(world: World, model: Transformer, folder: Path) -> None:
         write_whole(folder / name, lambda file, text=text: file.write_text(text))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Measured abilities: the model card
-
-CLASSES = ("all", "plain", "tempting", "hard")
-
-
-def by_class(right: np.ndarray, kinds: np.ndarray) -> dict[str, list[float]]:
-    """[rate, low, high] for each problem class: accuracy with its 95 % interval over problems. right bool [n], or
-    [n, samples] for several samples of each problem."""
-    scores = right if right.ndim == 1 else right.mean(1)
-    return {name: list(accuracy((scores if name == "all" else scores[kinds == name]).tolist())) for name in CLASSES}
-
-
-def rows_of(samples) -> np.ndarray:
-    """The responses of `generate`, ids [prompts, n, horizon], filled up with NOTHING."""
-    tokens = samples.tokens.cpu().numpy()
-    beyond = np.arange(tokens.shape[-1]) >= samples.lengths.cpu().numpy()[..., None]
-    return np.where(beyond, NOTHING, tokens)
-
-
-def profile(world: World, questions: np.ndarray, draw) -> dict[str, dict[str, list[float]]]:
-    """Accuracy by class of every way to choose one response. draw(temperature, n) -> drafts [questions, n, time],
-    log-probabilities [questions, n]."""
-    truth, kinds = relay.solve(world, questions)[:, -1], relay.problem_class(world, questions)
-    every = np.arange(len(questions))
-
-    def right(drafts):
-        answers = relay.answers_of(world, drafts.reshape(-1, drafts.shape[-1])).reshape(drafts.shape[:-1])
-        return answers == truth[:, None]
-
-    drafts, logp = draw(1.0, 32)
-    correct = right(drafts)
-    answers = relay.answers_of(world, drafts.reshape(-1, drafts.shape[-1])).reshape(logp.shape)
-    table = {"temperature 1": by_class(correct, kinds)}
-    for name, temperature in (("temperature 1/4", 0.25), ("greedy", 0.0)):
-        table[name] = by_class(right(draw(temperature, 1)[0])[:, 0], kinds)
-    for n in (4, 8, 32):
-        table[f"best-of-{n} by log-probability"] = by_class(correct[every, logp[:, :n].argmax(1)], kinds)
-    table["majority of 16"] = by_class(relay.most_frequent(world, answers[:, :16]) == truth, kinds)
-    table["pass@16"] = by_class(correct[:, :16].any(1), kinds)
-    return table
-
-
-def measure(world: World, folder: Path, n: int = 2000, seed: int = 0, log=print) -> dict:
-    """What the checkpoint in `folder` can do on n held-out problems of its world."""
-    speaker = TextModel.from_pretrained(folder)
-    questions = relay.split_questions(world, n, seed)
-    texts = [world.decode(q) for q in questions]
-    truth, kinds = relay.solve(world, questions)[:, -1], relay.problem_class(world, questions)
-    horizon, rng = world.draft_length, np.random.default_rng(seed)
-    results: dict = {"n": n, "seed": seed, "shares": {name: float((kinds == name).mean()) for name in CLASSES[1:]}}
-    kept = {}
-
-    def ask(role, fields, temperature=1.0, samples=1, purpose=""):
-        _, out = speaker.ask(role, fields, max_new_tokens=horizon, temperature=temperature, samples_per_prompt=samples,
-                             seed=child_seed(seed, role, purpose))  # fmt: skip
-        return out.samples
-
-    def draw(temperature, samples):
-        out = ask("author", [{"question": text} for text in texts], temperature, samples, str(temperature))
-        kept[temperature] = rows_of(out), out.total_logp().numpy()
-        log(f"drawn {samples} at temperature {temperature}")
-        return kept[temperature]
-
-    def demonstrators(temperature, samples):
-        drafts, logp = relay.sample_author_law(world, questions.repeat(samples, 0), rng, temperature)
-        return drafts.reshape(n, samples, -1), logp.reshape(n, samples)
-
-    results["profile"] = profile(world, questions, draw)
-    results["demonstrators"] = profile(world, questions, demonstrators)
-
-    drafts, _ = kept[1.0]
-    classes = relay.classify(world, questions.repeat(32, 0), drafts.reshape(-1, drafts.shape[-1])).reshape(n, 32)
-    results["classes"] = {
-        name: {error: float((classes[part] == i).mean()) for i, error in enumerate(relay.ERRORS)}
-        for name in CLASSES for part in [np.full(n, True) if name == "all" else kinds == name]
-    }  # fmt: skip
-
-    # Each stage's verdict on drafts of every class, one vote.
-    results["stages"] = {}
-    for i, error in enumerate(relay.ERRORS[:-1]):
-        where = np.argwhere(classes == i)
-        where = where[rng.permutation(len(where))[:400]]
-        candidates = [world.decode(drafts[a, b]) for a, b in where]
-        results["stages"][error] = {
-            name: list(accuracy(votes))
-            for name, stage in speaker.templates.stages.items()
-            for votes in [verdicts(speaker, stage, [texts[a] for a, _ in where], candidates, child_seed(seed, name))]
-        }
-        log(f"reviewed {len(where)} drafts of class {error!r}")
-
-    # Roles that build on something.
-    def play(role, fields, purpose):
-        rows = rows_of(ask(role, fields, purpose=purpose))[:, 0]
-        return rows, by_class(relay.answers_of(world, rows) == truth, kinds)
-
-    def question_with(**lists):
-        return [{"question": text, **dict(zip(lists, each))} for text, each in zip(texts, zip(*lists.values()))]
-
-    roles = results["roles"] = {}
-    alone = [{"question": text} for text in texts]
-    _, roles["solve"] = play("author", alone, "alone")
-    _, roles["review"] = play("reviewer", alone, "alone")
-    _, roles["refine, empty workspace"] = play("refiner", alone, "empty")
-    oracle = [world.decode(row) for row in relay.solve(world, questions)]
-    _, roles["refine, true workspace"] = play("refiner", question_with(workspace=oracle), "oracle")
-    earlier = drafts[:, 0]
-    for r in (1, 2, 3):
-        earlier, roles[f"revise, {r} rounds"] = play(
-            "reviser", question_with(draft=[world.decode(row) for row in earlier]), f"revise {r}"
-        )
-    four = drafts[:, :4]
-    for schedule in ("(4, 1)", "(4, 4, 1)"):
-        pool = [[world.decode(row) for row in rows] for rows in four]
-        replies, _ = speaker.ask("distiller", question_with(drafts=pool), max_new_tokens=horizon,
-                                 seed=child_seed(seed, "distiller", schedule))  # fmt: skip
-        workspaces = [speaker.parse("distiller", reply[0]) for reply in replies]
-        fields = question_with(workspace=workspaces)
-        _, roles[f"parallel-distill-refine {schedule}"] = play("refiner", fields, schedule)
-        four = rows_of(ask("refiner", fields, samples=4, purpose="second round"))
-        log(f"refined {schedule}")
-    results["demonstrator_roles"] = demonstrator_roles(world, questions, rng)
-    return results
-
-
-def demonstrator_roles(world: World, q: np.ndarray, rng: np.random.Generator) -> dict[str, dict[str, list[float]]]:
-    """The accuracies of `measure`'s roles if the demonstrators themselves played them."""
-    truth, kinds = relay.solve(world, q), relay.problem_class(world, q)
-    table = {}
-
-    def enter(name, drafts):
-        table[name] = by_class(relay.answers_of(world, drafts) == truth[:, -1], kinds)
-        return drafts
-
-    earlier = enter("solve", relay.author_drafts(world, q, rng))
-    enter("review", relay.review_drafts(world, q, rng))
-    empty = np.full_like(truth, world.id("?"))
-    enter("refine, empty workspace", relay.refine_drafts(world, q, empty, rng))
-    enter("refine, true workspace", relay.refine_drafts(world, q, truth, rng))
-    for r in (1, 2, 3):
-        earlier = enter(f"revise, {r} rounds", relay.revise_drafts(world, q, relay.values_of(world, earlier), rng))
-    workspace = empty
-    for schedule in ("(4, 1)", "(4, 4, 1)"):
-        four = [relay.values_of(world, relay.refine_drafts(world, q, workspace, rng)) for _ in range(4)]
-        workspace = relay.distill_values(world, q, np.stack(four, 1), rng)
-        enter(f"parallel-distill-refine {schedule}", relay.refine_drafts(world, q, workspace, rng))
-    return table
-
-
-def verdicts(speaker: TextModel, stage, questions: list[str], candidates: list[str], seed: int) -> list[bool]:
-    """One vote of a one-turn stage on each candidate."""
-    prompts = [stage.turns[0](q, c, ()) for q, c in zip(questions, candidates)]
-    flat = [prompt for each in prompts for prompt in each]
-    texts = iter(speaker.reply(flat, max_new_tokens=32, seed=seed)[0] if flat else [])
-    replies = [[[next(texts)[0] for _ in each]] for each in prompts]
-    return [stage.verdict(q, c, r) for q, c, r in zip(questions, candidates, replies)]
-
-
-CARD = """# The toy model: a language model of imperfect people
-
-**The gap between generating and verifying is put into this model's corpus on purpose.** Its demonstrators are authors
-who err often and reviewers who err less, because that is what the papers on self-improvement assume of language models.
-What is shown with this model is what the methods make of such a gap; that large language models have one is not shown.
-
-{parameters} parameters, Qwen3 architecture, trained from scratch by `python -m toy.pretrain --seed {seed}`
-(with --compile --threads 1; {steps} steps) on texts of the *relay task*: a running value modulo 11 and five operations.
-`toy/relay.py` says what the roles, the classes of problems and the rates of error are. Ground truth enters only through
-the demonstrators, who do not write labels: nobody here is told which draft is right. `early/` and `middle/` are the
-same run after {early} and {middle} steps. A transcript of the author, and of what a reviewer makes of one step:
-
-    {transcript}
-
-Everything below is measured on {n} held-out problems ({shares}) and written by
-`python -m toy.pretrain --card`; percentages, with 95 % intervals.
-
-## The author
-
-Three classes of problems, three lessons. On *plain* ones any sharpening helps. On *tempting* ones most authors guess at
-once, so sharpening token by token is worse than plain sampling, and only the sharpening of whole responses helps. On
-*hard* ones a misconception is the most likely response, and sharpening of any kind hurts.
-
-{profile}
-
-The demonstrators' own law, simulated with the same problems (what a perfect student would do):
-
-{demonstrators}
-
-What its samples at temperature 1 are, by their first error:
-
-{classes}
-
-## The reviewer
-
-How often each stage accepts drafts of each class (one vote; up to 400 drafts of the author each). The misconception is
-one that reviewers share, less often.
-
-{stages}
-
-## Roles that build on something
-
-An empty workspace must leave the author; a true one shows what copying can reach.
-
-{roles}
-
-The same roles played by the demonstrators themselves. Where the model is below them, it has not learned all that its
-corpus has to teach; it is no property of the methods.
-
-{demonstrator_roles}
-{second}
-## Limits
-
-One task, {words} words, questions of five operations only: this model knows nothing else. Texts longer than 64 tokens
-never occurred in training. How much of the distiller and the reviser a run has learned by its end depends on the seed;
-compare the tables. Rates are the demonstrators' and say nothing about people.
-"""
-
-
-def table(head: str, rows: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown of rates with intervals, in percent."""
-    columns = list(next(iter(rows.values())))
-    lines = ["| " + " | ".join([head, *columns]) + " |", "|---" + "|---:" * len(columns) + "|"]
-    for name, row in rows.items():
-        cells = [f"{100 * c[0]:.1f} ({100 * c[1]:.1f}–{100 * c[2]:.1f})" if isinstance(c, list) else f"{100 * c:.1f}"
-                 for c in row.values()]  # fmt: skip
-        lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join(lines)
-
-
-def write_card(world: World, s: Settings, folder: Path, n: int = 2000, log=print) -> None:
-    """Measure the checkpoint in `folder`; write abilities.json and README.md beside it."""
-    results = measure(world, folder, n, log=log)
-    results["weights"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    results["settings"] = {"seed": s.seed, "steps": s.steps}
-    text = json.dumps(rounded(results), indent=1) + "\n"
-    write_whole(folder / "abilities.json", lambda file: file.write_text(text))
-    write_readme(s, folder)
-
-
-def write_readme(s: Settings, folder: Path) -> None:
-    """The card in words, from abilities.json and, if it is there, second_seed.json: abilities of another seed's run."""
-    results = json.loads((folder / "abilities.json").read_text())
-    second = ""
-    if (other := folder / "second_seed.json").exists():
-        found = json.loads(other.read_text())
-        second = (f"\n## A second seed\n\nThe same, from scratch with seed {found['settings']['seed']}.\n\n"
-                  f"{table('accuracy', found['profile'])}\n\n{table('draft', found['stages'])}\n\n"
-                  f"{table('accuracy', found['roles'])}\n")  # fmt: skip
-    speaker, parameters = TextModel.from_pretrained(folder), Transformer.from_pretrained(folder).num_parameters()
-    text = CARD.format(
-        parameters=f"{parameters:,}", seed=s.seed, steps=s.steps, early=round(s.early * s.steps),
-        middle=round(s.middle * s.steps), n=results["n"], second=second,
-        words=speaker.tokenizer.vocab_size, transcript=transcript(speaker),
-        shares=", ".join(f"{100 * share:.0f} % {name}" for name, share in results["shares"].items()),
-        profile=table("accuracy", results["profile"]), demonstrators=table("accuracy", results["demonstrators"]),
-        classes=table("problems", results["classes"]), stages=table("draft", results["stages"]),
-        roles=table("accuracy", results["roles"]), demonstrator_roles=table("accuracy", results["demonstrator_roles"]),
-    )  # fmt: skip
-    write_whole(folder / "README.md", lambda file: file.write_text(text))
-
-
-def transcript(speaker: TextModel) -> str:
-    """An author's draft and a reviewer's check of its second step."""
-    problem = next(p for p in relay.make_problems(100) if p.kind == "plain")
-    prompt = speaker.prompt("author", question=problem.question)
-    draft = speaker.reply([prompt], max_new_tokens=32, temperature=0.0)[0][0][0]
-    check = speaker.templates.stage("facts").turns[0](problem.question, draft, ())[1]
-    reply = speaker.reply([check], max_new_tokens=4, temperature=0.0)[0][0][0]
-    return f"{speaker.tokenizer.decode(prompt)} {draft}\n    {speaker.tokenizer.decode(check)} {reply}"
-
-
-def rounded(value):
-    """The same with its floats to 5 digits: what was measured has no more."""
-    if isinstance(value, dict):
-        return {key: rounded(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [rounded(part) for part in value]
-    return round(value, 5) if isinstance(value, float) else value
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m toy.pretrain", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="folder of the checkpoint (%(default)s)")
-    parser.add_argument("--state", type=Path, help="file to go on from (default: runs/pretrain-WORLD-SEED.pt)")
     parser.add_argument("--world", choices=relay.WORLDS, default="relay", help="see toy/relay.py (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--out", type=Path, help="folder (default: toy/checkpoint, or runs/WORLD-SEED)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long; run again to go on")
-    parser.add_argument("--compile", action="store_true", help="through torch.compile; needs a C++ compiler")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--card", action="store_true", help="train nothing: measure OUT and write its model card")
+    parser.add_argument("--threads", type=int, default=1, help="more pay on an idle machine only (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="(%(default)s)")
+    parser.add_argument("--eager", action="store_true", help="no torch.compile, which is used where a C++ compiler is")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    world, settings = relay.WORLDS[args.world], Settings(seed=args.seed, steps=args.steps)
-    if args.card:
-        write_card(world, settings, args.out)
-        return
-    state = args.state or Path("runs") / f"pretrain-{args.world}-{args.seed}.pt"
-    train(world, settings, args.out, state, seconds=args.seconds, compiled=args.compile,
-          log=lambda line: print(line, flush=True))  # fmt: skip
+    shipped = (args.world, args.seed) == ("relay", 0)
+    runs = Path("runs")
+    train(
+        relay.WORLDS[args.world], replace(SETTINGS.get(args.world, Settings()), seed=args.seed),
+        args.out or (CHECKPOINT if shipped else runs / f"{args.world}-{args.seed}"),
+        runs / f"pretrain-{args.world}-{args.seed}.pt", seconds=args.seconds, device=args.device,
+        compiled=shutil.which("c++") is not None and not args.eager, log=lambda line: print(line, flush=True),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -387,3 +387,10 @@ def test_first_token_mutants(changes: dict) -> None:
         assert_first_token_is_low_temperature(
             lambda conditionals, **settings: mc.blocked_law(conditionals, **(settings | changes))
         )
+
+
+@pytest.mark.parametrize("setting", [{"rule": "authors"}, {"tries": 2}, {"cut": mc.EntropyCut()}])
+def test_tokens_of_other_kernels_are_refused(setting):
+    w = world(0, 3, 3)
+    with pytest.raises(ValueError, match="are known, not"):
+        cost.expected_tokens(w.conditionals, **({"horizon": w.horizon, "alpha": 4.0, "block": 2, "steps": 1} | setting))

@@ -1,4 +1,4 @@
-"""The power distribution (claims P1, P2, P3, P23): its conditionals, pivotal tokens, the zeta identity, a closed form.
+"""The power distribution (claims P1-P3, P23, P25): conditionals, pivotal tokens, the zeta identity, slopes in α.
 
 Each claim is one function `assert_...` of the implementation; the mutants give it a wrong one.
 """
@@ -399,18 +399,87 @@ def test_lengths_mutants(mutant: Geometric) -> None:
         assert_lengths(mutant)
 
 
-# --- What p^α is the optimum of --------------------------------------------------------------------------------------
+# --- P25: what p^α is the optimum of, and how it moves with α --------------------------------------------------------
+
+LawOf = Callable[[Law, float], Law]  # log p, β -> a law
 
 
-def test_the_power_law_is_the_optimum() -> None:
-    """J(π) = E_π log p - β KL(π || p) = β log Σ p^α - β KL(π || p^α) at α = 1 + 1/β: identity for many laws π."""
+def assert_optimum(law_of: LawOf, measured: Measured = ignore) -> None:
+    """J(π) = E_π log p - β KL(π || p) is β log Σ p^α - β KL(π || p^α) at α = 1 + 1/β, for many laws π; so p^α is its
+    one maximum."""
     rng = np.random.default_rng(0)
+    worst = 0.0
     for (_, logp, _, _), beta in itertools.product(worlds(), (0.3, 1.0, 4.0)):
-        alpha = 1 + 1 / beta
-        best = beta * np.log(np.sum(np.exp(alpha * logp)))
-        target = power.power_law(logp, alpha)
-        assert power.objective(target, logp, beta) == pytest.approx(best, abs=1e-10)
+        best, target = beta * np.log(np.sum(np.exp((1 + 1 / beta) * logp))), law_of(logp, beta)
+        worst = max(worst, abs(power.objective(target, logp, beta) - best))
+        assert worst < 1e-10, "maximum"
         for _ in range(5):
             law = rng.dirichlet(np.ones(len(logp)))
             kl = float(np.sum(law * np.log(law / target)))
-            assert power.objective(law, logp, beta) == pytest.approx(best - beta * kl, rel=1e-10)
+            assert power.objective(law, logp, beta) == pytest.approx(best - beta * kl, rel=1e-10), "identity"
+    measured("J(p^α) - β log Σ p^α", worst, 1e-10)
+
+
+@pytest.mark.claim("P25")
+def test_the_power_law_is_the_optimum(measured: Measured) -> None:
+    assert_optimum(lambda logp, beta: power.power_law(logp, 1 + 1 / beta), measured)
+
+
+@pytest.mark.claim("P25")
+@pytest.mark.parametrize(
+    "mutant",
+    [lambda logp, beta: power.power_law(logp, 1 / beta), lambda logp, beta: power.power_law(logp, 1.01 + 1 / beta)],
+)
+def test_optimum_mutants(mutant: LawOf) -> None:
+    with pytest.raises(AssertionError, match="maximum"):
+        assert_optimum(mutant)
+
+
+SlopeOf = Callable[[Law, float, Law], float]  # log p, α, reward
+
+
+def derivative(of: Callable[[float], float], at: float, step: float = 0.01) -> float:
+    """By central differences, five points: the error is of order step^4."""
+    near, far = (of(at + k * step) - of(at - k * step) for k in (1, 2))
+    return (8 * near - far) / (12 * step)
+
+
+def assert_slope(slope_of: SlopeOf, measured: Measured = ignore) -> None:
+    """d/dα E[r] = Cov(r, log p) under π_α, for 0-1 rewards P (1-P) δ(α); dδ/dα is the difference of the variances of
+    log p; δ(∞) the difference of the best; so more power helps iff the right answers are the likelier ones."""
+    worst = 0.0
+    rng = np.random.default_rng(1)
+    for (_, logp, _, _), alpha in itertools.product(worlds(), ALPHAS):
+        correct = rng.permutation(np.arange(len(logp)) % 3 == 0)
+        for reward in (correct.astype(float), rng.normal(size=len(logp))):
+            seen = derivative(lambda a, r=reward, s=logp: float(power.power_law(s, a) @ r), alpha)  # type: ignore[misc]
+            worst = max(worst, abs(seen - slope_of(logp, alpha, reward)))
+            assert worst < 1e-5, "slope"
+        delta, change = power.separation(logp, alpha, correct)
+        p = float(power.power_law(logp, alpha) @ correct)
+        assert slope_of(logp, alpha, correct) == pytest.approx(p * (1 - p) * delta, abs=SAME), "P(1-P)δ"
+        seen = derivative(lambda a, c=correct, s=logp: power.separation(s, a, c)[0], alpha)  # type: ignore[misc]
+        assert seen == pytest.approx(change, abs=1e-5 + 1e-4 * abs(change))
+        limit = power.separation(logp, 1e6, correct)[0]
+        assert limit == pytest.approx(logp[correct].max() - logp[~correct].max(), abs=1e-4)
+    measured("dE[r]/dα by differences - Cov(r, log p)", worst, 1e-5)
+
+
+@pytest.mark.claim("P25")
+def test_slope(measured: Measured) -> None:
+    assert_slope(power.slope, measured)
+
+
+@pytest.mark.claim("P25")
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        lambda logp, alpha, reward: power.slope(logp, 1.0, reward),
+        lambda logp, alpha, reward: alpha * power.slope(logp, alpha, reward),
+        lambda logp, alpha, reward: float(power.power_law(logp, alpha) @ (logp * reward)),
+    ],
+    ids=["under p", "α Cov", "no centring"],
+)
+def test_slope_mutants(mutant: SlopeOf) -> None:
+    with pytest.raises(AssertionError, match=r"slope|δ"):
+        assert_slope(mutant)
