@@ -1,12 +1,12 @@
 """The demo: one small model, several ways to ask it, and what each costs.
 
 200 problems of the relay task that the model has never seen (`toy/relay.py`), answered by greedy decoding, by sampling
-at two temperatures, by best-of-N with three self-rewards, and by draws from p^4. Only the accuracy column has seen an
-answer.
+at three temperatures, by best-of-N with three self-rewards, and by chains that tend to p^α, each beside best-of-N and
+majority vote at the same number of decoded tokens. Only the accuracy columns have seen an answer.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from toy.relay import Problem, make_problems
 DEPENDS = ("reference", "toy", "figures/demo.py")
 CHECKPOINT = Path(__file__).resolve().parent.parent / "toy" / "checkpoint"
 PROBLEMS, POOL, SEED, HORIZON = 200, 32, 0, 24
+SHORT = 3  # tokens of a response without steps, "= 6 ."
 KINDS = ("plain", "tempting", "hard")
 SIZES = (1, 2, 4, 8, 16, 32)
 
@@ -63,51 +64,75 @@ class Row:
     """One method's line in the table."""
 
     method: str
-    right: np.ndarray  # [problems]: 0 or 1, or the share of several responses
-    logp: float  # mean log-probability of the responses that it answers with
-    cost: Cost
+    samples: Samples  # [problems, 1]: the responses that it answers with
+    costs: list[Cost]  # per problem
     seconds: float
+
+    @property
+    def decoded(self) -> float:
+        """Tokens decoded per problem."""
+        return sum(cost.decoded_tokens for cost in self.costs) / len(self.costs)
+
+    @property
+    def sequential(self) -> float:
+        """... of which so many wait for each other."""
+        return sum(cost.sequential_tokens for cost in self.costs) / len(self.costs)
 
 
 def one_response(world: World) -> Iterator[Row]:
-    """Decode once: greedily, at a low temperature, at temperature 1."""
-    for method, temperature in (("greedy", 0.0), ("temperature 1/4", 0.25), ("temperature 1", 1.0)):
+    """Decode once: greedily, at low temperatures, at temperature 1."""
+    for method, temperature in (
+        ("greedy", 0.0), ("temperature 1/4", 0.25), ("temperature 1/2", 0.5), ("temperature 1", 1.0)
+    ):  # fmt: skip
         begin = time.perf_counter()
         drawn = world.sample(1, temperature)
-        seconds = time.perf_counter() - begin
-        yield Row(method, world.right(drawn.samples)[:, 0], mean_logp(drawn.samples), drawn.cost, seconds)
+        yield Row(method, drawn.samples, drawn.costs, time.perf_counter() - begin)
+
+
+def best(world: World, n: int, names: Iterable[str], form: str) -> Iterator[Row]:
+    """Of n responses, the one that each of some self-rewards prefers."""
+    begin = time.perf_counter()
+    drawn = world.sample(n)
+    seconds = time.perf_counter() - begin
+    for name in names:
+        chosen = select(drawn.samples, rewards(world)[name](drawn.samples))
+        yield Row(form.format(n=n, name=name), chosen, drawn.costs, seconds)
 
 
 def best_of_n(world: World) -> Iterator[Row]:
     """Best-of-N by log-probability for several N, and by the other two self-rewards for the largest."""
-    by_answer = {"majority vote": lambda samples: majority_vote(world.answers(samples))}
     for n in (4, 8, POOL):
-        begin = time.perf_counter()
-        drawn = world.sample(n)
-        seconds = time.perf_counter() - begin
-        rewards: dict[str, Callable[[Samples], torch.Tensor]] = {"log-probability": log_probability}
-        if n == POOL:
-            rewards |= {"log-probability per token": length_normalized} | by_answer
-        for name, reward in rewards.items():
-            chosen = select(drawn.samples, reward(drawn.samples))
-            row = Row(f"best of {n} by {name}", world.right(chosen)[:, 0], mean_logp(chosen), drawn.cost, seconds)
-            yield row
+        yield from best(world, n, rewards(world) if n == POOL else ("log-probability",), "best of {n} by {name}")
 
 
 def power(world: World) -> Iterator[Row]:
-    """One draw from p^α by Metropolis-Hastings, in one block: N steps cut the first token about N/24 times a chain."""
-    for alpha, steps in ((4.0, 0), (4.0, 10), (4.0, 100)):
+    """The last state of a chain for p^α, in one block: N steps cut the first token about N/24 times. Under it, what as
+    many independent responses as have about the same number of tokens give: the comparison that the paper leaves out.
+    """
+    per_response = world.sample(1).cost.decoded_tokens / len(world.problems)
+    for alpha, steps in ((4.0, 10), (2.0, 100), (4.0, 100), (4.0, 400)):
         begin = time.perf_counter()
         drawn = power_sample(
             world.text_model.model, world.prompts, PowerConfig(alpha, block=HORIZON, steps=steps, horizon=HORIZON),
             stop_ids=world.text_model.stop_ids, keys=[problem.id for problem in world.problems], seed=SEED,
         )  # fmt: skip
-        seconds, right = time.perf_counter() - begin, world.right(drawn.samples)[:, 0]
-        method = f"power sampling, p^{alpha:g}, {steps} steps"
-        yield Row(method, right, mean_logp(drawn.samples), drawn.cost, seconds)
+        row = Row(f"power p^{alpha:g}, {steps} steps", drawn.samples, drawn.costs, time.perf_counter() - begin)
+        yield row
+        n = round(row.decoded / per_response)
+        if n > 1:
+            names = ("log-probability", "majority vote") if n > 2 else ("log-probability",)  # two never disagree
+            yield from best(world, n, names, "  same tokens: {n} by {name}")
 
 
 METHODS = (one_response, best_of_n, power)
+
+
+def rewards(world: World) -> dict[str, Callable[[Samples], torch.Tensor]]:
+    return {
+        "log-probability": log_probability,
+        "log p per token": length_normalized,
+        "majority vote": lambda samples: majority_vote(world.answers(samples)),
+    }
 
 
 def mean_logp(samples: Samples) -> float:
@@ -119,14 +144,9 @@ def curves(world: World) -> dict:
     pool = world.sample(POOL).samples
     kinds = np.array([problem.kind for problem in world.problems])
     groups = {"all": np.ones(len(kinds), bool)} | {kind: kinds == kind for kind in KINDS}
-    rewards = {
-        "log-probability": log_probability,
-        "log-probability per token": length_normalized,
-        "majority vote": lambda samples: majority_vote(world.answers(samples)),
-    }
     right = world.right(pool)
     result = {"any right (pass@N)": {n: right[:, :n].max(1) for n in SIZES}}
-    for name, reward in rewards.items():
+    for name, reward in rewards(world).items():
         first = {n: pool.take(torch.arange(n).expand(len(pool), n)) for n in SIZES}
         result[name] = {n: world.right(select(samples, reward(samples)))[:, 0] for n, samples in first.items()}
     return {
@@ -142,11 +162,13 @@ def compute() -> dict:
     rows = []
     for method in METHODS:
         for row in method(world):
-            by_kind = {kind: accuracy(row.right[kinds == kind]) for kind in KINDS}
+            right = world.right(row.samples)[:, 0]
+            by_kind = {kind: accuracy(right[kinds == kind]) for kind in KINDS}
+            short = float((row.samples.lengths <= SHORT).double().mean())
             rows.append(
                 {
-                    "method": row.method, "accuracy": accuracy(row.right), **by_kind, "logp": row.logp,
-                    "decoded": row.cost.decoded_tokens / PROBLEMS, "seconds": row.seconds,
+                    "method": row.method, "accuracy": accuracy(right), **by_kind, "logp": mean_logp(row.samples),
+                    "short": short, "decoded": row.decoded, "sequential": row.sequential, "seconds": row.seconds,
                 }
             )  # fmt: skip
     counts = {kind: int((kinds == kind).sum()) for kind in KINDS}
@@ -159,26 +181,27 @@ def table(result: dict) -> str:
         f"{result['problems']} problems that the model has not seen: "
         + ", ".join(f"{counts[kind]} {kind}" for kind in KINDS),
         "",
-        f"{'':41}{'accuracy':>8}  {'95 % interval':16}{'plain':>6}{'tempting':>10}{'hard':>6}{'mean':>9}"
-        f"{'tokens per':>12}",
-        f"{'':41}{'':8}  {'':16}{'':6}{'':10}{'':6}{'log p':>9}{'problem':>12}{'seconds':>9}",
+        f"{'':36}{'accuracy':>9} {'95 %':14}{'plain':>7}{'tempting':>9}{'hard':>6}{'mean':>7}{'short':>7}"
+        f"{'tokens':>8}{'in a':>7}",
+        f"{'':36}{'':9} {'interval':14}{'':22}{'log p':>7}{'share':>7}{'':8}{'row':>7}{'seconds':>9}",
     ]
     for row in result["rows"]:
         mean, low, high = row["accuracy"]
         plain, tempting, hard = (row[kind][0] for kind in KINDS)
         lines.append(
-            f"{row['method']:41}{mean:8.3f}  [{low:.3f}, {high:.3f}]  {plain:6.2f}{tempting:10.2f}{hard:6.2f}"
-            f"{row['logp']:9.2f}{row['decoded']:12.1f}{row['seconds']:9.1f}"
+            f"{row['method']:36}{mean:9.3f} [{low:.3f}, {high:.3f}]{plain:6.2f}{tempting:9.2f}{hard:6.2f}"
+            f"{row['logp']:7.2f}{row['short']:7.2f}{row['decoded']:8.1f}{row['sequential']:7.1f}{row['seconds']:9.1f}"
         )
     return "\n".join((*lines, "", LESSONS))
 
 
-LESSONS = """plain: the right draft is the most likely one, token by token; any sharpening helps.
+LESSONS = """tokens: decoded per problem, "in a row" those that wait for each other. short: answers that show no steps.
+plain: the right draft is the most likely one, token by token; any sharpening helps.
 tempting: the likeliest first token (a guess) has many poor futures; sharpening tokens hurts, whole responses helps.
 hard: the most likely draft holds a misconception; no sharpening helps, only checking the steps will."""
 
 COLOURS = {
-    "log-probability": "#0072B2", "log-probability per token": "#56B4E9", "majority vote": "#D55E00",
+    "log-probability": "#0072B2", "log p per token": "#56B4E9", "majority vote": "#D55E00",
     "any right (pass@N)": "#999999",
 }  # fmt: skip
 LINES = {"greedy": ("#000000", "--"), "temperature 1/4": ("#009E73", ":")}
