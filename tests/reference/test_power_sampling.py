@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-import reference.power_sampling as P
+from reference.chains import Chains
 from reference.power_sampling import PowerConfig, power_sample
-from reference.sampling import generate
+from reference.sampling import Decoder, generate
 from tests.assertions import assert_categorical, assert_mean
 from tests.reference.test_sampling import HashModel, tiny_transformer
 from theory.cost import expected_tokens
-from theory.markov_chain import blocked_law
+from theory.markov_chain import EntropyCut, blocked_law
 from theory.power import power_law
 from toy.tabular import TabularLM, enumerate_law
 
@@ -27,6 +27,13 @@ def draw(model, config, n, slots=4096, prompts=PROMPTS, seed=2):
     return power_sample(model, prompts, config, stop_ids=STOPS, samples_per_prompt=n, slots=slots, seed=seed)
 
 
+def setting(config):
+    """The settings of theory.markov_chain for those of a chain."""
+    cut = EntropyCut(config.entropy_power, config.entropy_floor) if config.cut == "entropy" else config.cut
+    return {"horizon": config.horizon, "alpha": config.alpha, "tau": config.temperature, "block": config.block,
+            "steps": config.steps, "cut": cut, "tries": getattr(config, "tries", 1)}  # fmt: skip
+
+
 def counts(samples, prompt, records):
     index = {record: i for i, record in enumerate(records)}
     found = [
@@ -36,16 +43,13 @@ def counts(samples, prompt, records):
     return np.bincount(found, minlength=len(records))
 
 
-def assert_law(model, config, n=90_000, prompts=PROMPTS[:2], detect=0.02, slots=8192):
+def assert_law(model, config, n=90_000, prompts=PROMPTS[:2], detect=0.02, slots=8192, draw=draw):
     """The output of each prompt's chains has the law g K^N of the blocked schedule, from the model's conditionals."""
     result = draw(model, config, n, slots, prompts)
     shown = {}
     for i, prompt in enumerate(prompts):
         _, _, conditionals = enumerate_law(model, prompt, config.horizon, STOPS)
-        records, law = blocked_law(
-            conditionals, horizon=config.horizon, alpha=config.alpha, tau=config.temperature, block=config.block,
-            steps=config.steps, cut=config.cut,
-        )  # fmt: skip
+        records, law = blocked_law(conditionals, **setting(config))
         shown[i] = assert_categorical(counts(result.samples, i, records), law / law.sum(), detect=detect, seed=2)
     return result, shown
 
@@ -68,26 +72,40 @@ def test_the_law_is_exact_for_every_setting(change):
     assert_law(WORLD["table"](), dataclasses.replace(CONFIG, **change))
 
 
+def assert_entropy_law(change):
+    settings = {"cut": "entropy", "entropy_power": 1.0, "entropy_floor": 0.1, "alpha": 1.5, "horizon": 4, "block": 4}
+    config = dataclasses.replace(CONFIG, **{**settings, "steps": 5, **change})
+    return assert_law(WORLD["table"](), config, n=110_000, prompts=PROMPTS[:1])[1][0]
+
+
+@pytest.mark.claim("P15")
+@pytest.mark.parametrize("change", [
+    {}, {"entropy_power": 4.0, "entropy_floor": 0.0, "steps": 2}, {"block": 2, "proposal_temperature": 0.5},
+])  # fmt: skip
+def test_the_law_with_entropy_cuts_is_exact(change, measured):
+    measured(f"G of draws, {change}", *assert_entropy_law(change))
+
+
 @pytest.mark.parametrize("name", ["transformer", "another implementation"])
 def test_the_law_is_exact_on_other_models(name):
     assert_law(WORLD[name](), dataclasses.replace(CONFIG, alpha=2.0, block=2), n=110_000)
 
 
 @pytest.mark.claim("P4")
-@pytest.mark.parametrize(("cut", "alpha"), [("horizon", 4.0), ("record", 1.5)])
+@pytest.mark.parametrize(("cut", "alpha"), [("horizon", 4.0), ("record", 1.5), ("entropy", 2.0)])
 def test_converged_chains_draw_from_the_power_law(alpha, cut, measured):
     """The exact law after N steps is within 1e-3 of p^α; the draws are compared with p^α itself."""
     model, config = WORLD["table"](), PowerConfig(alpha=alpha, block=3, steps=40, horizon=3, cut=cut)
     result = draw(model, config, 50_000, prompts=PROMPTS[:1])
     records, logp, conditionals = enumerate_law(model, PROMPTS[0], 3, STOPS)
     target = power_law(logp, alpha)
-    exact = blocked_law(conditionals, horizon=3, alpha=alpha, steps=40, cut=cut)[1]
+    exact = blocked_law(conditionals, **setting(config))[1]
     assert np.abs(exact - target).sum() / 2 < 1e-3
     statistic, bound = assert_categorical(counts(result.samples, 0, records), target, detect=0.03, seed=2)
     measured(f"G of draws, alpha = {alpha}, cut = {cut}", statistic, bound)
 
 
-def no_length_factor(self):
+def no_cut_factor(self):
     return self.weight.gather(1, self.length[:, None])[:, 0]
 
 
@@ -114,9 +132,9 @@ def never_undone(self, slots):
     self.cache.copy_rows = copy_rows
 
 
-settle = P.Chains.settle
+settle = Chains.settle
 MUTANTS = {
-    "no length factor": ("value", no_length_factor, {"cut": "record"}),
+    "no length factor": ("value", no_cut_factor, {"cut": "record"}),
     "reversed sign of the proposal term": ("value", wrong_sign, {"early_reject": False}),
     "no proposal term": ("value", no_proposal_term, {"early_reject": False}),
     "a weight left out": ("value", stale_weights, {"early_reject": False}),
@@ -128,9 +146,16 @@ MUTANTS = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_wrong_chains_are_caught(mutant, monkeypatch):
     name, function, change = MUTANTS[mutant]
-    monkeypatch.setattr(P.Chains, name, function)
+    monkeypatch.setattr(Chains, name, function)
     with pytest.raises(AssertionError):
         assert_law(WORLD["table"](), dataclasses.replace(CONFIG, steps=5, **change))
+
+
+@pytest.mark.claim("P15")
+def test_entropy_cuts_without_their_factor_are_caught(monkeypatch):
+    monkeypatch.setattr(Chains, "value", no_cut_factor)
+    with pytest.raises(AssertionError):
+        assert_entropy_law({})
 
 
 def assert_alpha_one(model):
@@ -150,7 +175,7 @@ def test_alpha_one_accepts_everything_and_is_the_model(name, measured):
 @pytest.mark.claim("P12")
 def test_rejections_at_alpha_one_are_caught(monkeypatch):
     """Scores that do not belong to the law that was drawn from show up as rejections."""
-    advance = P.Decoder.advance
+    advance = Decoder.advance
 
     def scores_of_another_kernel(self):
         ended = advance(self)
@@ -158,7 +183,7 @@ def test_rejections_at_alpha_one_are_caught(monkeypatch):
         self.logp.scatter_(1, at, self.logp.gather(1, at) * (1 + 1e-3))
         return ended
 
-    monkeypatch.setattr(P.Decoder, "advance", scores_of_another_kernel)
+    monkeypatch.setattr(Decoder, "advance", scores_of_another_kernel)
     with pytest.raises(AssertionError):
         assert_alpha_one(WORLD["table"]())
 
@@ -178,7 +203,9 @@ def assert_savings_change_no_token(model, change):
 
 @pytest.mark.claim("P26")
 @pytest.mark.parametrize("name", WORLD)
-@pytest.mark.parametrize("change", [{}, {"cut": "record", "block": 2}, {"alpha": 1.5}, {"proposal_temperature": 0.5}])
+@pytest.mark.parametrize("change", [
+    {}, {"cut": "record", "block": 2}, {"cut": "entropy"}, {"alpha": 1.5}, {"proposal_temperature": 0.5},
+])  # fmt: skip
 def test_savings_change_no_token(name, change, measured):
     share = assert_savings_change_no_token(WORLD[name](), change)
     assert share < 1
@@ -188,7 +215,7 @@ def test_savings_change_no_token(name, change, measured):
 @pytest.mark.claim("P26")
 def test_a_wrong_skip_is_caught(monkeypatch):
     """Intervals that are a little too wide skip tokens that would have changed."""
-    advance = P.Decoder.advance
+    advance = Decoder.advance
 
     def wide(self):
         ended = advance(self)
@@ -196,7 +223,7 @@ def test_a_wrong_skip_is_caught(monkeypatch):
         self.high.scatter_(1, at, self.high.gather(1, at) + 1e-2)
         return ended
 
-    monkeypatch.setattr(P.Decoder, "advance", wide)
+    monkeypatch.setattr(Decoder, "advance", wide)
     with pytest.raises(AssertionError):
         assert_savings_change_no_token(WORLD["table"](), {"alpha": 1.5})
 
@@ -279,6 +306,9 @@ def test_diagnostics_say_what_happened():
         ({"steps": -1}, "steps is -1"),
         ({"horizon": 0}, "horizon is 0"),
         ({"cut": "middle"}, "cut is 'middle'"),
+        ({"entropy_power": 0.0}, "entropy_power is 0.0"),
+        ({"entropy_floor": -0.1}, "entropy_floor is -0.1"),
+        ({"prefetch": -1}, "prefetch is -1"),
         ({"horizon": 40}, "40: 42 in all, more than the model's maximum of 32"),
     ],
 )

@@ -1,0 +1,148 @@
+"""Multiple-try Metropolis has the exact law of its chain, before convergence and after; one try is power sampling."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import reference.multiple_try as M
+from reference.multiple_try import MultipleTryConfig, multiple_try
+from reference.power_sampling import PowerConfig, power_sample
+from reference.sampling import Decoder, inverse_cdf
+from tests.assertions import assert_categorical
+from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, assert_law, counts, setting
+from tests.reference.test_prefetching import CASES, assert_same_chains
+from theory.markov_chain import blocked_law
+from theory.power import power_law
+from toy.tabular import enumerate_law
+
+CONFIG = MultipleTryConfig(alpha=4.0, block=3, steps=2, horizon=3, tries=3)
+
+
+def draw(model, config, n, slots=4096, prompts=PROMPTS, seed=2):
+    return multiple_try(model, prompts, config, stop_ids=STOPS, samples_per_prompt=n, slots=slots, seed=seed)
+
+
+@pytest.mark.parametrize(("name", "change"), CASES)
+def test_one_try_is_power_sampling(name, change):
+    settings = {"alpha": 4.0, "block": 3, "steps": 9, "horizon": 6, **change}
+    common = {"stop_ids": STOPS, "samples_per_prompt": 4, "slots": 7, "seed": 3}
+    chain = power_sample(WORLD[name](), PROMPTS, PowerConfig(**settings), **common)
+    tries = multiple_try(WORLD[name](), PROMPTS, MultipleTryConfig(**settings, tries=1), **common)
+    assert_same_chains(tries, chain)
+    assert tries.costs == chain.costs
+
+
+def assert_exact(change, name="table", n=90_000):
+    config = dataclasses.replace(CONFIG, **change)
+    return assert_law(WORLD[name](), config, n, prompts=PROMPTS[:1], draw=draw)[1]
+
+
+@pytest.mark.claim("P16")
+@pytest.mark.parametrize("change", [
+    {"steps": 1}, {"tries": 2, "cut": "record"}, {"tries": 2, "cut": "entropy", "block": 2},
+    {"tries": 4, "proposal_temperature": 0.5, "cut": "record", "first_divergence_skip": False},
+])  # fmt: skip
+def test_the_law_before_convergence_is_exact(change, measured):
+    for statistic, bound in assert_exact(change).values():
+        measured(f"G of draws, {change}", statistic, bound)
+
+
+def test_the_law_is_exact_on_another_model():
+    assert_exact({"alpha": 2.0, "tries": 2, "block": 2}, "another implementation", n=110_000)
+
+
+@pytest.mark.claim("P16")
+def test_converged_chains_draw_from_the_power_law(measured):
+    """The exact law after N steps is within 1e-3 of p^α; the draws are compared with p^α itself."""
+    model, config = WORLD["table"](), dataclasses.replace(CONFIG, alpha=2.0, steps=9, cut="record")
+    records, logp, conditionals = enumerate_law(model, PROMPTS[0], 3, STOPS)
+    target = power_law(logp, 2.0)
+    assert np.abs(blocked_law(conditionals, **setting(config))[1] - target).sum() / 2 < 1e-3
+    result = draw(model, config, 90_000, slots=8192, prompts=PROMPTS[:1])
+    statistic, bound = assert_categorical(counts(result.samples, 0, records), target, detect=0.02, seed=2)
+    measured("G of converged draws", statistic, bound)
+
+
+def picked_weight(log_w, pick):
+    """Plain Metropolis-Hastings with the weight of the picked try."""
+    return log_w.gather(1, pick)[:, 0]
+
+
+def all_weights(log_w, pick):
+    """min(1, W): the try of the move back that stands for x is missing."""
+    return log_w.logsumexp(1)
+
+
+@pytest.mark.claim("P16")
+@pytest.mark.parametrize("mutant", [picked_weight, all_weights])
+def test_wrong_acceptances_are_caught(mutant, monkeypatch):
+    monkeypatch.setattr(M, "log_ratio", mutant)
+    with pytest.raises(AssertionError):
+        assert_exact({})
+
+
+def test_a_wrong_pick_is_caught(monkeypatch):
+    """Uniformly, not by weight."""
+
+    def uniform_pick(logq, u):
+        return inverse_cdf(torch.where(logq > -torch.inf, 0.0, logq), u)
+
+    monkeypatch.setattr(M, "inverse_cdf", uniform_pick)
+    with pytest.raises(AssertionError):
+        assert_exact({})
+
+
+def test_alpha_one_accepts_everything():
+    assert draw(WORLD["table"](), dataclasses.replace(CONFIG, alpha=1.0, horizon=6), 50).accepted.all()
+
+
+@pytest.mark.parametrize("name", WORLD)
+@pytest.mark.parametrize("change", [{}, {"cut": "record", "block": 2}, {"cut": "entropy"}])
+def test_the_skip_changes_no_token(name, change):
+    config = dataclasses.replace(CONFIG, **{"steps": 6, "horizon": 5, "block": 5, **change})
+    plain = draw(WORLD[name](), dataclasses.replace(config, first_divergence_skip=False), 10, slots=12)
+    saving = draw(WORLD[name](), config, 10, slots=12)
+    assert torch.equal(saving.samples.tokens, plain.samples.tokens) and torch.equal(saving.cuts, plain.cuts)
+    assert saving.cost.decoded_tokens < plain.cost.decoded_tokens
+
+
+@pytest.mark.parametrize("name", WORLD)
+def test_a_chain_depends_neither_on_the_batch_nor_on_the_slots(name):
+    model, config = WORLD[name](), dataclasses.replace(CONFIG, horizon=4, block=2)
+    common = {"stop_ids": STOPS, "seed": 5, "samples_per_prompt": 6}
+    whole = multiple_try(model, PROMPTS, config, slots=18, keys=["a", "b", "c"], **common)
+    for order, slots in (([2, 0, 1], 1), ([1], 4), ([1, 2], 5)):
+        keys, prompts = ["abc"[i] for i in order], [PROMPTS[i] for i in order]
+        part = multiple_try(model, prompts, config, slots=slots, keys=keys, **common)
+        for row, i in enumerate(order):
+            assert [s.tokens.tolist() for s in part.samples[row]] == [s.tokens.tolist() for s in whole.samples[i]]
+            assert part.costs[row].decoded_tokens == whole.costs[i].decoded_tokens
+            assert part.costs[row].sequential_tokens == whole.costs[i].sequential_tokens
+
+
+def test_costs_are_counts(monkeypatch):
+    """One chain: it waits for the calls of the model, and decodes what its tries decode in them."""
+    rows = []
+    advance = Decoder.advance
+
+    def counted(self):
+        rows.append(int(self.active.sum()))
+        return advance(self)
+
+    monkeypatch.setattr(Decoder, "advance", counted)
+    config = dataclasses.replace(CONFIG, steps=20, horizon=6, first_divergence_skip=False)
+    cost = draw(WORLD["another implementation"](), config, 1, prompts=PROMPTS[:1]).cost
+    assert cost.sequential_tokens == len(rows) and min(rows) >= 1
+    assert cost.decoded_tokens == sum(rows) and max(rows) == CONFIG.tries
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"tries": 0}, "tries is 0"), ({"prefetch": 2}, "prefetch is 2"), ({"alpha": -1.0}, "alpha is -1.0")],
+)
+def test_bad_settings_are_refused_in_one_clear_line(change, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        multiple_try(WORLD["table"](), [[1, 2]], dataclasses.replace(CONFIG, **change), stop_ids=STOPS)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,119 @@
+"""Prefetching changes no token, no cut and no decision; it shortens the wait, and its waste is counted."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from reference.lanes import IDLE
+from reference.power_sampling import PowerConfig, power_sample
+from reference.prefetching import Prefetching
+from reference.sampling import Decoder
+from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD
+
+CONFIG = PowerConfig(alpha=4.0, block=3, steps=9, horizon=6)
+CHANGES = [
+    {}, {"cut": "record", "block": 2}, {"cut": "entropy", "block": 4}, {"alpha": 1.5, "proposal_temperature": 1.0},
+    {"proposal_temperature": 0.5, "early_reject": False, "block": 1}, {"first_divergence_skip": False, "cut": "record"},
+    {"first_divergence_skip": False, "early_reject": False}, {"steps": 0},
+]  # fmt: skip
+CASES = [("another implementation", change) for change in CHANGES] + [
+    ("transformer", CHANGES[1]),
+    ("table", CHANGES[2]),
+]
+
+
+def draw(model, config, slots=9, prompts=PROMPTS, n=4):
+    return power_sample(model, prompts, config, stop_ids=STOPS, samples_per_prompt=n, slots=slots, seed=3)
+
+
+def assert_same_chains(a, b):
+    for x, y in ((a.samples, b.samples), (a, b)):
+        for name in ("tokens", "lengths", "finished") if x is a.samples else ("cuts", "divergences", "accepted"):
+            assert torch.equal(getattr(x, name), getattr(y, name)), name
+    assert torch.allclose(a.samples.logp, b.samples.logp, atol=1e-5)
+    assert torch.allclose(a.samples.logq, b.samples.logq, atol=1e-5)
+
+
+def assert_same_with_prefetching(model, change, ahead=(2,)):
+    """Returns the tokens that are waited for, without prefetching and with each number of steps ahead."""
+    config = dataclasses.replace(CONFIG, **change)
+    plain = draw(model, config)
+    waits = [sum(cost.sequential_tokens for cost in plain.costs)]
+    for k in ahead:
+        result = draw(model, dataclasses.replace(config, prefetch=k), slots=7)
+        assert_same_chains(result, plain)
+        for cost, before in zip(result.costs, plain.costs):
+            assert cost.sequential_tokens <= before.sequential_tokens and cost.decoded_tokens >= before.decoded_tokens
+            assert (cost.prompt_tokens, cost.calls) == (before.prompt_tokens, before.calls)
+        waits.append(sum(cost.sequential_tokens for cost in result.costs))
+    return waits
+
+
+@pytest.mark.parametrize(("name", "change"), CASES)
+def test_prefetching_changes_no_token(name, change):
+    assert_same_with_prefetching(WORLD[name](), change)
+
+
+@pytest.mark.parametrize("name", WORLD)
+def test_it_shortens_the_wait_where_proposals_are_rejected(name):
+    plain, one, four = assert_same_with_prefetching(WORLD[name](), {"cut": "record", "block": 2}, ahead=(1, 4))
+    assert plain > one > four
+
+
+def test_it_saves_nothing_where_all_are_accepted():
+    """α = τ = 1, and the skip leaves no step that repeats its record: all that is proposed ahead is thrown away."""
+    plain, ahead = assert_same_with_prefetching(WORLD["table"](), {"alpha": 1.0})
+    assert plain == ahead
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_costs_are_counts(prefetch, monkeypatch):
+    """One chain: it waits for the calls of the model, and decodes what its rows decode in them."""
+    rows = []
+    advance = Decoder.advance
+
+    def counted(self):
+        rows.append(int(self.active.sum()))
+        return advance(self)
+
+    monkeypatch.setattr(Decoder, "advance", counted)
+    config = dataclasses.replace(CONFIG, prefetch=prefetch, cut="record", first_divergence_skip=False)
+    cost = draw(WORLD["another implementation"](), config, prompts=PROMPTS[:1], n=1).cost
+    assert cost.sequential_tokens == len(rows) and min(rows) >= 1
+    assert cost.decoded_tokens == sum(rows) and max(rows) == 1 + prefetch
+    assert cost.prefilled_tokens == len(PROMPTS[0]) - 1 and cost.calls == 1
+
+
+def test_stale_proposals_are_caught(monkeypatch):
+    """What was proposed from the old record is kept after a change."""
+    decide = Prefetching.decide
+
+    def keeps_stale_lanes(self, ended):
+        steps, active = self.lane_step.clone(), self.lanes.active.clone()
+        chains = decide(self, ended)
+        stale = (steps < IDLE) & (steps > self.step[:, None])
+        self.lane_step[stale] = steps[stale]
+        self.lanes.active = torch.where(stale.flatten(), active, self.lanes.active)
+        self.step = torch.where(stale, steps, self.step[:, None]).amax(1)
+        return chains
+
+    monkeypatch.setattr(Prefetching, "decide", keeps_stale_lanes)
+    with pytest.raises(AssertionError):
+        assert_same_with_prefetching(WORLD["another implementation"](), {"cut": "record"})
+
+
+def test_steps_decided_out_of_order_are_caught(monkeypatch):
+    """A lane that has ended does not wait for the lanes before it."""
+    decide = Prefetching.decide
+
+    def impatient(self, ended):
+        steps = self.lane_step.clone()
+        self.lane_step[~ended] = IDLE  # the others seem to have nothing to do
+        chains = decide(self, ended)
+        self.lane_step = torch.where(~ended & self.lanes.active.view(ended.shape), steps, self.lane_step)
+        return chains
+
+    monkeypatch.setattr(Prefetching, "decide", impatient)
+    with pytest.raises(AssertionError):
+        assert_same_with_prefetching(WORLD["another implementation"](), {"cut": "record", "block": 6}, ahead=(5,))
