@@ -22,7 +22,10 @@ import torch
 from reference.sampling import generate
 from reference.transformer import Config, Transformer
 
-DEPENDS = ("reference", "toy/checkpoint/model.safetensors", "figures/bench_decode.py")
+DEPENDS = (
+    "reference/sampling.py", "reference/randomness.py", "reference/transformer.py",
+    "toy/checkpoint/model.safetensors", "figures/bench_decode.py",
+)  # fmt: skip
 CHECKPOINT = Path(__file__).resolve().parent.parent / "toy" / "checkpoint"
 HALF_BILLION = {
     "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,

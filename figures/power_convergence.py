@@ -17,7 +17,8 @@ from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
     "reference/sampling.py", "reference/power_sampling.py", "reference/chains.py", "reference/randomness.py",
-    "theory/markov_chain.py", "theory/power.py", "toy/tabular.py", "figures/power_convergence.py",
+    "theory/suffix_mh.py", "theory/blocked_chain.py", "theory/power.py", "toy/tabular.py",
+    "figures/power_convergence.py",
 )  # fmt: skip
 HORIZON, ALPHA, CHAINS, SEED = 5, 2.0, 4000, 0
 STEPS = (0, 1, 2, 3, 5, 7, 10, 14, 20, 30, 40, 60, 100, 140, 200, 300, 600, 1000)

@@ -14,7 +14,7 @@ from theory.markov_chain import Setting, suffix_mh, total_variation
 from theory.power import power_law
 from toy.tabular import TabularLM, enumerate_law
 
-DEPENDS = ("theory/cost.py", "theory/markov_chain.py", "theory/power.py", "toy/tabular.py", "figures/power_cuts.py")
+DEPENDS = ("theory/cost.py", "theory/suffix_mh.py", "theory/power.py", "toy/tabular.py", "figures/power_cuts.py")
 HORIZON, WORLDS, STEPS, ALPHAS = 5, 30, 1000, (2.0, 4.0)
 TOKENS = np.geomspace(1, 300, 40).round(2)
 CUTS, SAVINGS = ("horizon", "record"), (False, True)

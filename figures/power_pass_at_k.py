@@ -13,7 +13,11 @@ from reference.power_sampling import PowerConfig, power_sample
 from reference.text_model import TextModel
 from toy.relay import make_problems
 
-DEPENDS = ("reference", "toy", "figures/demo.py", "figures/power_pass_at_k.py")
+DEPENDS = (
+    "reference/sampling.py", "reference/randomness.py", "reference/transformer.py", "reference/chains.py",
+    "reference/power_sampling.py", "reference/evaluation.py", "toy/relay.py", "toy/checkpoint/model.safetensors",
+    "figures/power_pass_at_k.py",
+)  # fmt: skip
 PROBLEMS, RESPONSES, STEPS, SEED = 60, 64, 100, 0
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 

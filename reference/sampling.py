@@ -69,16 +69,21 @@ class LanguageModel(Protocol):
 # The law of one token
 
 
-def log_law(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+def log_law(
+    logits: Tensor, temperature: float | Tensor = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
     """The proposal law, log q [rows, vocab], of logits [rows, vocab]; -inf where a filter has cut.
 
     Order of filters: temperature; top-k, exactly k ids, ties to the smaller id; top-p on the renormalised law: sorted
     by (-q, id), an id stays iff the mass before it is < top_p. Temperature 0 is all mass on the first arg max.
+    Temperatures [rows] > 0 give each row its own.
     """
-    if temperature == 0:
+    if isinstance(temperature, Tensor):
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature[:, None].to(logits.dtype)
+    elif temperature == 0:
         best = torch.full_like(logits, -math.inf)
         return best.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
-    if temperature != 1:
+    elif temperature != 1:
         logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: nothing overflows
     logq = logits.log_softmax(-1)
     if top_k is not None and top_k < logits.shape[-1]:
@@ -154,6 +159,7 @@ class Decoder:
         "tokens", "length", "logp", "logq", "low", "high", "uniforms", "measures", "finished", "start", "limit",
         "before", "decoded", "prompt", "active",
     )  # fmt: skip
+    group = 1  # neighbouring slots that begin and end together: one, but where a subclass joins them
 
     def __init__(
         self,
@@ -246,7 +252,7 @@ class Decoder:
         at = self.start + self.length - 1  # where the token before stands
         logits = self.model(self.before[:, None], at[:, None], self.cache)[:, -1]
         logp = logits.log_softmax(-1)
-        logq = logp if self.law == (1.0, None, None) else log_law(logits, *self.law)
+        logq = self.proposal_law(logits, logp)
         here = self.length[:, None]
         token, low, high = inverse_cdf(logq, self.uniforms.gather(1, here)[:, 0])
 
@@ -269,6 +275,10 @@ class Decoder:
         self.finished |= stopped
         self.active &= ~ended
         return ended
+
+    def proposal_law(self, logits: Tensor, logp: Tensor) -> Tensor:
+        """log q [S, vocab] of the next token."""
+        return logp if self.law == (1.0, None, None) else log_law(logits, *self.law)
 
     def keep(self, slots: Tensor) -> None:
         """Drop all slots but these; they are 0 .. len(slots)-1 from now on."""
@@ -357,7 +367,8 @@ def decode_all(
                 decoder.load(free, requests[of[free]])
                 loaded += len(free)
             elif loaded - done <= S // 4:  # the last requests: a smaller batch
-                going = decoder.active.nonzero()[:, 0]
+                running = decoder.active.view(-1, decoder.group).any(1)
+                going = running.repeat_interleave(decoder.group).nonzero()[:, 0]
                 decoder.keep(going)
                 of, S = of[going], len(going)
             # Decode until a few slots are free, or in the end until most are: a stop costs as much as some idle rows.
@@ -518,11 +529,13 @@ def make_requests(
     return Requests.of(torch.tensor(named, device=model.device), n, torch.tensor(horizons, device=model.device))
 
 
-def choose_slots(slots: int | None, model: LanguageModel, requests: int, capacity: int, caches: int = 1) -> int:
+def choose_slots(
+    slots: int | None, model: LanguageModel, requests: int, capacity: int, caches: int = 1, group: int = 1
+) -> int:
     """How many requests to decode at a time: `slots`, but no more than there are; or up to 256, if their caches and
-    logits fit half of the free memory."""
-    if slots is not None and slots < 1:
-        raise ValueError(f"slots is {slots}; it must be at least 1")
+    logits fit half of the free memory. Always a multiple of `group`."""
+    if slots is not None and slots < group:
+        raise ValueError(f"slots is {slots}; it must be at least {group}")
     if slots is None:
         if model.device.type == "cuda":
             free = torch.cuda.mem_get_info(model.device)[0]
@@ -531,4 +544,4 @@ def choose_slots(slots: int | None, model: LanguageModel, requests: int, capacit
         bytes_of = getattr(model, "kv_bytes_per_token", lambda: 0)
         per_slot = caches * capacity * bytes_of() + 32 * model.vocab_size  # logits and laws in float32, CDF in float64
         slots = max(1, min(256, free // 2 // per_slot))
-    return min(slots, requests)
+    return min(max(slots, group) // group * group, requests)

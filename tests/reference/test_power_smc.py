@@ -1,0 +1,193 @@
+"""Power-SMC: the exact law of its cloud, an unbiased normaliser, p^α in the limit; one particle is `generate`."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import reference.power_smc as P
+from reference.power_smc import Clouds, SMCConfig, power_smc
+from reference.sampling import generate
+from tests.assertions import assert_categorical, assert_mean
+from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, counts
+from theory.particles import cloud
+from theory.power import power_law
+from toy.tabular import enumerate_law
+
+CONFIG = SMCConfig(alpha=2.0, particles=2, horizon=3, ess_threshold=2.0, resampling="multinomial")
+
+
+def draw(config, n, name="table", slots=8192, prompts=PROMPTS[:1], seed=2):
+    return power_smc(
+        WORLD[name](), prompts, config, stop_ids=STOPS, samples_per_prompt=n, slots=slots, seed=seed
+    )  # fmt: skip
+
+
+def enumerated(config, name="table"):
+    return enumerate_law(WORLD[name](), PROMPTS[0], config.horizon, STOPS)
+
+
+def assert_unbiased(change, n=20_000, detect=0.02):
+    """E[Ẑ] = Σ p^α, and E[Ẑ Σ_{i: x_i is short} W_i / Σ W_i] = Σ_{x short} p^α: texts of one token.
+    (Every ω_t here is at most 1.)"""
+    config = dataclasses.replace(CONFIG, **change)
+    records, logp, _ = enumerated(config)
+    mass = np.exp(config.alpha * np.asarray(logp))
+    short = np.array([len(record) == 1 for record in records])
+    result = draw(config, n)
+    z = result.log_normalizer[0].exp()
+    is_short = (result.particles.lengths[0] == 1).view(n, config.particles)
+    part = z * (result.log_weights[0].softmax(1) * is_short).sum(1)
+    return [
+        assert_mean(values.numpy(), mean, 0, 1, detect=detect, seed=2)
+        for values, mean in ((z, mass.sum()), (part, mass[short].sum()))
+    ]
+
+
+@pytest.mark.claim("P18")
+@pytest.mark.parametrize("change", [
+    {"particles": 1}, {}, {"particles": 4, "ess_threshold": 0.9}, {"resampling": "systematic"},
+    {"resampling": "systematic", "particles": 4, "ramp": 3}, {"ramp": 2},
+    {"proposal_temperature": 1.0, "ess_threshold": 0.9}, {"ess_threshold": 0.0, "particles": 4},
+])  # fmt: skip
+def test_the_normalizer_is_unbiased(change, measured):
+    for statistic, bound in assert_unbiased(change):
+        measured(f"|mean - Σ p^α|, {change}", statistic, bound)
+
+
+def assert_exact(change, n=60_000, detect=0.025, name="table"):
+    """The returned particle has the law that the sum over every outcome of the cloud gives."""
+    config = dataclasses.replace(CONFIG, **change)
+    records, _, conditionals = enumerated(config, name)
+    exact = cloud(
+        conditionals, horizon=config.horizon, alpha=config.alpha, particles=config.particles,
+        tau=config.proposal_temperature, kappa=config.ess_threshold, resampling=config.resampling,
+    )  # fmt: skip
+    law = exact.returned / exact.returned.sum()
+    result = draw(config, n, name)
+    return assert_categorical(counts(result.samples, 0, records), law, detect=detect, seed=2)
+
+
+@pytest.mark.claim("P18")
+@pytest.mark.parametrize("change", [
+    {"particles": 1, "alpha": 4.0}, {"horizon": 2}, {"ess_threshold": 0.9, "resampling": "systematic"},
+    {"particles": 3, "horizon": 2, "resampling": "systematic", "proposal_temperature": 1.0},
+])  # fmt: skip
+def test_the_law_of_the_returned_particle_is_exact(change, measured):
+    measured(f"G of draws, {change}", *assert_exact(change))
+
+
+def assert_converged(particles, n=30_000):
+    config = dataclasses.replace(CONFIG, particles=particles, resampling="systematic", ess_threshold=0.5)
+    records, logp, _ = enumerated(config)
+    target = power_law(logp, config.alpha)
+    result = draw(config, n, slots=16384)
+    return assert_categorical(counts(result.samples, 0, records), target, detect=0.035, seed=2)
+
+
+@pytest.mark.claim("P18")
+def test_many_particles_draw_from_the_power_law(measured):
+    measured("G of draws against p^α, N = 32", *assert_converged(32))
+
+
+@pytest.mark.claim("P18")
+def test_few_particles_do_not():
+    with pytest.raises(AssertionError):
+        assert_converged(1)
+
+
+def weights_kept(self, clouds, share):
+    weight = self.log_weight.clone()
+    RESAMPLE(self, clouds, share)
+    self.log_weight = weight
+
+
+def prefix_not_reweighed(self, at, grows, going):
+    """Each token at its own exponent: the target is Π p(x_t)^(α_t), not p^α."""
+    total, self.total = self.total, torch.zeros_like(self.total)
+    WEIGH(self, at, grows, going)
+    self.total += total
+
+
+def no_proposal_term(self, at, grows, going):
+    self.logq.scatter_(1, at, 0.0)
+    WEIGH(self, at, grows, going)
+
+
+def mean_of_logs(log_weight):
+    return log_weight.mean(1)
+
+
+RESAMPLE, WEIGH = Clouds.resample, Clouds.weigh
+
+
+@pytest.mark.claim("P18")
+@pytest.mark.parametrize(("where", "name", "mutant", "change"), [
+    (Clouds, "resample", weights_kept, {}), (Clouds, "weigh", prefix_not_reweighed, {"ramp": 3}),
+    (Clouds, "weigh", no_proposal_term, {"particles": 4}),
+    (P, "log_mean", mean_of_logs, {"ess_threshold": 0.0, "particles": 4, "proposal_temperature": 1.0}),
+])  # fmt: skip
+def test_wrong_normalizers_are_caught(where, name, mutant, change, monkeypatch):
+    monkeypatch.setattr(where, name, mutant)
+    with pytest.raises(AssertionError):
+        assert_unbiased(change)
+
+
+@pytest.mark.claim("P18")
+def test_a_wrong_law_is_caught(monkeypatch):
+    monkeypatch.setattr(Clouds, "resample", weights_kept)
+    with pytest.raises(AssertionError):
+        assert_exact({"ess_threshold": 0.9, "resampling": "systematic"})
+
+
+@pytest.mark.parametrize("name", WORLD)
+def test_one_particle_is_low_temperature_sampling(name):
+    common = {"stop_ids": STOPS, "samples_per_prompt": 5, "slots": 7, "seed": 3}
+    plain = generate(WORLD[name](), PROMPTS, max_new_tokens=6, temperature=0.25, **common)
+    one = power_smc(WORLD[name](), PROMPTS, SMCConfig(alpha=4.0, particles=1, horizon=6), **common)
+    assert all(torch.equal(a, b) for a, b in zip(plain.samples.tensors(), one.samples.tensors()))
+    assert plain.costs == one.costs
+
+
+@pytest.mark.parametrize("name", WORLD)
+def test_a_cloud_depends_neither_on_the_batch_nor_on_the_slots(name):
+    config = SMCConfig(alpha=4.0, particles=4, horizon=6, ess_threshold=0.9, ramp=3)
+    common = {"stop_ids": STOPS, "samples_per_prompt": 3, "seed": 3}
+    whole = power_smc(WORLD[name](), PROMPTS, config, **common, keys=["a", "b", "c"])
+    assert whole.resampled.any()
+    for slots in (4, 11):
+        again = power_smc(WORLD[name](), PROMPTS, config, **common, slots=slots, keys=["a", "b", "c"])
+        assert torch.equal(again.samples.tokens, whole.samples.tokens) and again.costs == whole.costs
+        assert torch.equal(again.particles.tokens, whole.particles.tokens)
+        torch.testing.assert_close(again.log_weights, whole.log_weights)
+    alone = power_smc(WORLD[name](), PROMPTS[1:2], config, **common, keys=["b"])
+    assert torch.equal(alone.samples.tokens[0], whole.samples.tokens[1])
+
+
+@pytest.mark.parametrize("name", WORLD)
+def test_scores_and_weights_follow_their_particles(name):
+    """After any resampling each particle's log p and log q are those of its own text, which nothing follows its end."""
+    config = SMCConfig(alpha=2.0, particles=4, horizon=6, ess_threshold=2.0)
+    result = power_smc(WORLD[name](), PROMPTS[:1], config, stop_ids=STOPS, samples_per_prompt=20, seed=3)
+    records, logp, _ = enumerated(config, name)
+    of = dict(zip(records, logp))
+    for particle in result.particles[0]:
+        text = particle.tokens.tolist()
+        assert float(particle.logp.double().sum()) == pytest.approx(of[tuple(text)], abs=1e-4)
+        assert particle.finished == (text[-1] in STOPS) and not set(text[:-1]) & set(STOPS)
+    assert (result.ess[result.ess > 0] >= 1 - 1e-9).all() and (result.ess <= 4 + 1e-9).all()
+    assert result.cost.decoded_tokens <= 4 * 20 * 6 and result.cost.sequential_tokens <= 6
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"alpha": 0.0}, "alpha is 0.0"), ({"particles": 0}, "particles is 0"), ({"horizon": 0}, "horizon is 0"),
+    ({"ess_threshold": math.nan}, "ess_threshold is nan"), ({"ramp": 4}, "ramp is 4"),
+    ({"resampling": "residual"}, "resampling is 'residual'"), ({"proposal_temperature": -1.0}, "proposal_temperature"),
+    ({"particles": 9000}, "slots is 8192; it must be at least 9000"),
+])  # fmt: skip
+def test_bad_settings_are_refused_in_one_clear_line(change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        draw(dataclasses.replace(CONFIG, **change), 1)
+    assert "\n" not in str(error.value)
