@@ -55,7 +55,7 @@ class Stage:
     """One way of verifying a candidate, in turns that may build on the replies so far."""
 
     turns: tuple[Turn, ...]
-    verdict: Callable[[str, str, Replies], bool]  # a reply that cannot be read is a rejection
+    verdict: Callable[[str, str, Replies], Any]  # a bool; a reply that cannot be read is a rejection
 
 
 @dataclass(frozen=True)
@@ -179,14 +179,96 @@ AUTHOR = (
     "Work through this step by step. When you are done, write the final answer, and nothing else, inside \\boxed{{}}."
 )
 
+DISTILLER = (
+    "Problem:\n{question}\n\n{drafts}\n\n"
+    "Do not solve the problem anew. Write a short report for somebody who will solve it and sees nothing else:\n"
+    "Agreed: what the solutions have in common.\nDisputed: where they contradict each other, and who is right if you "
+    "can tell.\nEstablished: intermediate results that you have checked.\nOpen: what is still missing.\nNext: how to "
+    "go on."
+)
+SELECTOR = (
+    "Problem:\n{question}\n\n{drafts}\n\n"
+    "Which {k} of these solutions are the most likely to be right? Check them, then write their numbers, best first, "
+    "separated by commas, inside \\boxed{{}}."
+)
+REFINER = (
+    "{question}\n\n"
+    "Here is what is known from earlier attempts. It may be wrong:\n\n{workspace}\n\n"
+    "Check it, use what holds, correct what does not, and solve the problem step by step. When you are done, write the "
+    "final answer, and nothing else, inside \\boxed{{}}."
+)
+ANALYST = (
+    "Problem:\n{question}\n\nA solution:\n{draft}\n\n"
+    "Go through the solution step by step and list its errors and gaps. Do not write a new solution."
+)
+
 
 def chat_templates(tokenizer: Tokenizer) -> Templates:
-    """The set for models with a chat template. So far it has the author alone, asked with the field `question`."""
+    """The set for models with a chat template, after the structure that the papers describe, in our own words.
+
+    Roles: author(question), refiner(question, workspace), aggregator(question, drafts), reviser(question, draft) give a
+    final answer; distiller(question, drafts) a report; selector(question, drafts, k) a list of indices, best first. Of
+    the drafts only the solution is shown, not the thinking.
+    """
+
+    def ask(text: str, **fields: Any) -> list[int]:
+        return tokenizer.chat_prompt([{"role": "user", "content": text.format(**fields)}])
 
     def author(question: str) -> list[int]:
-        return tokenizer.chat_prompt([{"role": "user", "content": AUTHOR.format(question=question)}])
+        return ask(AUTHOR, question=question)
 
-    return Templates("chat", {"author": Role(author, last_boxed)})
+    def distiller(question: str, drafts: Sequence[str]) -> list[int]:
+        return ask(DISTILLER, question=question, drafts=numbered(drafts))
+
+    def selector(question: str, drafts: Sequence[str], k: int) -> list[int]:
+        return ask(SELECTOR, question=question, drafts=numbered(drafts), k=k)
+
+    def refiner(question: str, workspace: str) -> list[int]:
+        return ask(REFINER, question=question, workspace=workspace)
+
+    def aggregator(question: str, drafts: Sequence[str]) -> list[int]:
+        return ask(REFINER, question=question, workspace=numbered(drafts))
+
+    def reviser(question: str, draft: str) -> list[int]:
+        return ask(REFINER, question=question, workspace=numbered([draft]))
+
+    def indices(text: str) -> list[int] | None:
+        named = [int(number) - 1 for number in re.findall(r"\d+", last_boxed(text) or "")]
+        return list(dict.fromkeys(named)) or None
+
+    return Templates(
+        "chat",
+        {
+            "author": Role(author, last_boxed),
+            "distiller": Role(distiller, solution),
+            "selector": Role(selector, indices),
+            "refiner": Role(refiner, last_boxed),
+            "aggregator": Role(aggregator, last_boxed),
+            "reviser": Role(reviser, last_boxed),
+        },
+    )
+
+
+def chat_analyst(tokenizer: Tokenizer) -> Stage:
+    """Error analysis for `sequential_refinement`: its verdict is a workspace, the draft with what is wrong with it."""
+
+    def analyse(question: str, candidate: str, replies: Replies) -> list[list[int]]:
+        content = ANALYST.format(question=question, draft=solution(candidate))
+        return [tokenizer.chat_prompt([{"role": "user", "content": content}])]
+
+    def workspace(question: str, candidate: str, replies: Replies) -> str:
+        return f"{numbered([candidate])}\n\nA critic on it:\n{solution(replies[0][0])}"
+
+    return Stage((analyse,), workspace)
+
+
+def solution(text: str) -> str:
+    """A response without its thinking."""
+    return text.rpartition("</think>")[2].strip()
+
+
+def numbered(drafts: Sequence[str]) -> str:
+    return "\n\n".join(f"Solution {i}:\n{solution(draft)}" for i, draft in enumerate(drafts, 1))
 
 
 def last_boxed(text: str) -> str | None:

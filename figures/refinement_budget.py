@@ -1,0 +1,112 @@
+"""Accuracy against B_seq and B_total: every way to refine, and the baselines that spend the same tokens otherwise.
+
+Relay problems that the model has not seen, three seeds. "consensus" is a world in which drafts are not verified: its
+workspaces have each step's most frequent value. The relay task's drafts stop by themselves, so a long chain of thought
+is one draft.
+"""
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from figures import _refinement as R
+from reference.parallel_distill_refine import PDRConfig, Refinement, parallel_distill_refine
+from reference.sequential_refinement import draws_for, independent_drafts, sequential_refinement
+
+DEPENDS = (*R.DEPENDS, "figures/refinement_budget.py")
+PROBLEMS = 400  # for each seed
+SCHEDULES = ((4,), (4, 4), (4, 4, 4))
+
+
+def compute(problems: int = PROBLEMS) -> dict:
+    """A quarter of an hour on two cores."""
+    found: dict[str, list] = {}
+    unsolved: list[np.ndarray] = []
+    sizes = {}
+    for world in R.worlds(problems):
+        speaker, questions = world.speaker, world.questions
+        settings = {"seed": world.seed}
+
+        def keep(name: str, result: Refinement, world=world) -> Refinement:
+            found.setdefault(name, []).append((world, result))
+            return result
+
+        def refine(name: str, config: PDRConfig, speaker=speaker, questions=questions, keep=keep, **more) -> Refinement:
+            return keep(name, parallel_distill_refine(speaker, questions, config, **more))
+
+        for rounds in (0, 1, 3, 5):
+            keep(f"sequential, {rounds} rounds" if rounds else "single pass",
+                 sequential_refinement(speaker, questions, rounds, R.CONFIG, **settings))  # fmt: skip
+        analysed = sequential_refinement(speaker, questions, 3, R.CONFIG, analyst=R.analyst(speaker), **settings)
+        keep("sequential with error analysis, 3 rounds", analysed)
+        keep("greedy", independent_drafts(speaker, questions, 1, replace(R.CONFIG, temperature=0.0), **settings))
+        for drafts in SCHEDULES:
+            name = ", ".join(map(str, (*drafts, 1)))
+            config = replace(R.CONFIG, drafts=drafts)
+            result = refine(f"summary ({name})", config, **settings)
+            if drafts == (4,):
+                ok = world.right([[text] for text in result.texts])[:, 0]
+                unsolved.append(ok[~world.right(result.rounds[0]).any(1)])
+            n = sizes[name] = draws_for(result.ledger)
+            for choice in ("majority", "log-probability"):
+                keep(f"{choice}, tokens of ({name})",
+                     independent_drafts(speaker, questions, n, R.CONFIG, choice=choice, **settings))  # fmt: skip
+            shared = replace(config, distiller="shared-top-k", k=4)
+            refine(f"consensus ({name})", shared, R.consensus(speaker), scorer=R.no_preference, **settings)
+        keep("majority of 16", independent_drafts(speaker, questions, 16, R.CONFIG, **settings))
+        for distiller in ("shared-top-k", "per-sample-top-k", "random-k", "oracle-right", "oracle-wrong"):
+            grader = {"grader": world.grader} if distiller.startswith("oracle") else {}
+            refine(
+                f"{distiller} (4, 4, 1)", replace(R.CONFIG, drafts=(4, 4), distiller=distiller), **grader, **settings
+            )
+        refine("random-1 (4, 1)", replace(R.CONFIG, distiller="random-k", k=1), **settings)
+    kinds = np.concatenate([world.kinds for world, _ in found["single pass"]])
+    none = np.concatenate(unsolved)
+    return {
+        "problems": problems, "seeds": list(R.SEEDS), "draws": sizes,
+        "counts": {kind: int((kinds == kind).sum()) for kind in R.KINDS},
+        "rows": {name: R.row(results) for name, results in found.items()},
+        "no draft right": {"problems": len(none), "right": int(none.sum())},
+    }  # fmt: skip
+
+
+def table(result: dict) -> str:
+    lines = [f"{'':46}{'accuracy':>9}{'plain':>7}{'tempting':>10}{'hard':>6}{'B_seq':>8}{'B_total':>9}"]
+    for name, row in result["rows"].items():
+        rates = [row["accuracy"][kind][0] if kind in row["accuracy"] else np.nan for kind in ("all", *R.KINDS)]
+        lines.append(f"{name:46}{rates[0]:9.3f}{rates[1]:7.2f}{rates[2]:10.2f}{rates[3]:6.2f}"
+                     f"{row['B_seq']:8.0f}{row['B_total']:9.0f}")  # fmt: skip
+    return "\n".join(lines)
+
+
+FAMILIES = {  # label -> (beginning of the names, colour, marker)
+    "single pass": ("single", "#000000", "X"),
+    "sequential refinement": ("sequential, ", "#009E73", "s"),
+    "... with error analysis": ("sequential with", "#009E73", "P"),
+    "parallel-distill-refine, summary": ("summary", "#0072B2", "o"),
+    "... chosen drafts": ("shared-top-k", "#56B4E9", "^"),
+    "... chosen by each draft": ("per-sample", "#56B4E9", "v"),
+    "... drafts at random": ("random-k", "#999999", "d"),
+    "... consensus, no verification": ("consensus", "#CC3377", "o"),
+    "majority": ("majority,", "#D55E00", "p"),
+    "best-of-N by log-probability": ("log-prob", "#E69F00", "p"),
+}
+
+
+def draw(result: dict):
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), sharey=True, layout="constrained")
+    for axis, budget, note in zip(axes, ("B_seq", "B_total"), ("waited for", "paid for")):
+        for label, (start, colour, marker) in FAMILIES.items():
+            rows = [row for name, row in result["rows"].items() if name.startswith(start)]
+            mean, low, high = np.array([row["accuracy"]["all"] for row in rows]).T
+            x = [row[budget] for row in rows]
+            axis.errorbar(x, mean, (mean - low, high - mean), fmt=f"{marker}-", color=colour, label=label, capsize=2,
+                          linewidth=1)  # fmt: skip
+        axis.set(xscale="log", xlabel=f"{budget}: tokens {note}, per problem", ylim=(0, 1.02))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("accuracy (95 % interval)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.suptitle("Refinement against voting on the relay task, by both budgets")
+    return figure

@@ -1,0 +1,129 @@
+"""The improvement operator, measured: what refinement makes of j right drafts among four, and what follows from it.
+
+One half of the problems measures p (share of right drafts) and g(j) by class, and the fix and break rates of
+sequential refinement; the other half measures what comes out. Lines are theory/refinement.py's, points are measured.
+
+Sequential refinement has one more thing to remember than right and wrong: an author's guess has no steps to build on,
+and only the first draft can be one. So the rates of its first round do not last; those of the second do.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from figures import _refinement as R
+from reference.evaluation import accuracy
+from reference.ledger import Ledger
+from reference.parallel_distill_refine import draft, parallel_distill_refine
+from reference.sequential_refinement import sequential_refinement
+from theory.refinement import class_mix, fixed_points, operator, orbit, pooled, sequential
+
+DEPENDS = (*R.DEPENDS, "figures/refinement_operator.py")
+PROBLEMS, REPEATS, M = 400, 6, 4  # problems for each seed, and how often each is drafted and refined
+
+
+def measure(world: R.World, seed: int) -> dict[str, np.ndarray]:
+    """Of each problem, REPEATS times: right drafts j, right answer, and a chain of sequential refinement."""
+    questions, out = world.questions, {"j": [], "refined": [], "chain": []}
+    for repeat in range(REPEATS):
+        result = parallel_distill_refine(world.speaker, questions, R.CONFIG, seed=1000 * seed + repeat)
+        out["j"].append(world.right(result.rounds[0]).sum(1))
+        out["refined"].append(world.right(result.rounds[1])[:, 0])
+        chain = sequential_refinement(world.speaker, questions, 3, R.CONFIG, seed=1000 * seed + 500 + repeat)
+        out["chain"].append(np.stack([world.right(own)[:, 0] for own in chain.rounds], 1))
+    return {name: np.stack(each, 1) for name, each in out.items()}  # [problems, repeats, ..]
+
+
+def empty_workspace(world: R.World) -> dict[str, np.ndarray]:
+    """An author, and a refiner who is given nothing, on each problem."""
+    alone, nothing = Ledger(world.speaker, world.questions, world.seed), Ledger(world.speaker, world.questions, 77)
+    return {
+        "author": world.right(draft(alone, [[None]] * len(world.problems), REPEATS, R.CONFIG)).mean(1),
+        "empty": world.right(draft(nothing, [[""]] * len(world.problems), REPEATS, R.CONFIG)).mean(1),
+    }
+
+
+def compute(problems: int = PROBLEMS) -> dict:
+    """Ten minutes on two cores."""
+    parts = [(world, measure(world, world.seed), empty_workspace(world)) for world in R.worlds(problems)]
+    kinds = np.concatenate([world.kinds for world, _, _ in parts])
+    j, refined, chain = (np.concatenate([each[name] for _, each, _ in parts]) for name in ("j", "refined", "chain"))
+    fit = np.arange(len(kinds)) % 2 == 0
+    classes, held = {}, ~fit
+    for kind in R.KINDS:
+        here = fit & (kinds == kind)
+        classes[kind] = {
+            "weight": float((kinds[held] == kind).mean()),
+            "p": float(j[here].mean() / M),
+            "g": response_curve(j[here], refined[here]),
+            "cases": [int((j[here] == i).sum()) for i in range(M + 1)],
+            "first": fix_and_break(chain[here], 0),
+            "later": fix_and_break(chain[here], 1),
+            "held out": R.by_class(refined[held].mean(1), kinds[held])[kind],
+            "chain": chain[held & (kinds == kind)].mean((0, 1)).tolist(),
+        }
+    weights, shares = [c["weight"] for c in classes.values()], [float((kinds[fit] == kind).mean()) for kind in classes]
+    p, g = [c["p"] for c in classes.values()], [[each[0] for each in c["g"]] for c in classes.values()]
+    empty = {name: np.concatenate([each[name] for _, _, each in parts]) for name in ("author", "empty")}
+    return {
+        "problems": problems, "seeds": list(R.SEEDS), "repeats": REPEATS, "classes": classes,
+        "held out": R.by_class(refined[held].mean(1), kinds[held])["all"],
+        "class mix": class_mix(weights, p, g),
+        "same problems": {"measured": float(refined[fit].mean()), "class mix": class_mix(shares, p, g),
+                          "pooled": pooled(shares, p, g)},
+        "empty workspace": {name: R.by_class(each, kinds) for name, each in empty.items()},
+        "difference": float((empty["empty"] - empty["author"]).mean()),
+        "standard error": float((empty["empty"] - empty["author"]).std(ddof=1) / np.sqrt(len(kinds))),
+    }  # fmt: skip
+
+
+def fix_and_break(chain: np.ndarray, t: int) -> list[float]:
+    """How often a wrong draft is fixed, and a right one broken, between rounds t and t + 1."""
+    before, after = chain[:, :, t], chain[:, :, t + 1]
+    return [float(after[~before].mean()), float((~after[before]).mean())]
+
+
+def response_curve(j: np.ndarray, refined: np.ndarray) -> list[list[float]]:
+    """g(0..M), each [rate, low, high]; a j that was never seen has the rate of the one below, with no knowledge."""
+    g: list[list[float]] = []
+    for i in range(M + 1):
+        seen = refined[j == i].astype(float).tolist()
+        g.append(list(accuracy(seen)) if seen else [g[-1][0] if g else 0.0, 0.0, 1.0])
+    return g
+
+
+def draw(result: dict):
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    grid = np.linspace(0, 1, 200)
+    for kind, each in result["classes"].items():
+        colour, (mean, low, high) = R.COLOURS[kind], np.array(each["g"]).T
+        axes[0].errorbar(
+            np.arange(M + 1), mean, (mean - low, high - mean), fmt="o-", color=colour, capsize=3, label=kind
+        )
+        axes[1].plot(grid, operator(grid, mean), color=colour)
+        out, low_out, high_out = each["held out"]
+        axes[1].errorbar([each["p"]], [out], [[out - low_out], [high_out - out]], fmt="o", color=colour, capsize=3)
+        path = orbit(each["p"], mean, 3)
+        steps = np.repeat(path, 2)
+        axes[1].plot(steps[:-1], steps[1:], ":", color=colour, linewidth=1)
+        for point, slope in fixed_points(mean):
+            axes[1].plot(point, point, "D", color=colour if abs(slope) < 1 else "white", markeredgecolor=colour)
+        rounds = np.arange(len(each["chain"]))
+        axes[2].plot(rounds, sequential(each["chain"][0], *each["first"], len(rounds) - 1), "--", color=colour)
+        axes[2].plot(rounds[1:], sequential(each["chain"][1], *each["later"], len(rounds) - 2), "-", color=colour)
+        axes[2].plot(rounds, each["chain"], "o", color=colour)
+        a, b = each["later"]
+        axes[2].axhline(a / (a + b), color=colour, linestyle=":", linewidth=1)
+    axes[1].plot(grid, grid, color="#999999", linewidth=0.8)
+    axes[0].set(title="Response curve", xlabel="right drafts j of 4", ylabel="g(j): refined answer is right")
+    axes[0].legend()
+    axes[1].set(title="Operator, orbits, fixed points", xlabel="p: a draft is right", ylabel="f(p) (points: held out)")
+    axes[2].set(
+        title="Sequential refinement: law from round 0 (dashed), 1, plateau",
+        xlabel="rounds",
+        ylabel="accuracy (held out)",
+    )
+    for axis in axes:
+        axis.set_ylim(-0.02, 1.02)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
