@@ -223,13 +223,15 @@ def swap_log_ratio(low: Tensor, high: Tensor, logp_low: Tensor, logp_high: Tenso
 
 def tune_ladder(alphas: Sequence[float], swap_acceptance: Sequence[float]) -> tuple[float, ...]:
     """The ladder of as many rungs and the same ends whose neighbours would swap equally often, from a pilot run on
-    `alphas`: what is rejected adds up along the ladder, and is divided evenly (Syed et al. 2022, their Λ)."""
+    `alphas`: what is rejected adds up along the ladder, and is divided evenly (Syed et al. 2022, their Λ). Between two
+    rungs of the pilot it is taken to rise with log α; repeat it with the tuned ladder as pilot to be nearer."""
     rejected = list(accumulate((max(1 - rate, 1e-6) for rate in swap_acceptance), initial=0.0))
     tuned = []
     for step in range(1, len(alphas) - 1):
         level = rejected[-1] * step / (len(alphas) - 1)
         k = bisect(rejected, level) - 1  # the pair of the pilot's in which it falls
-        tuned.append(alphas[k] + (level - rejected[k]) / (rejected[k + 1] - rejected[k]) * (alphas[k + 1] - alphas[k]))
+        share = (level - rejected[k]) / (rejected[k + 1] - rejected[k])
+        tuned.append(alphas[k] * (alphas[k + 1] / alphas[k]) ** share)
     return (alphas[0], *tuned, *alphas[1:][-1:])
 
 
