@@ -3,9 +3,11 @@
 ifdef PYTHON
   RUN   := $(PYTHON)
   READY :=
+  CORES :=
 else
   RUN   := .venv/bin/python
   READY := .venv/ready
+  CORES := --numprocesses=auto --maxprocesses=8
 endif
 
 .DEFAULT_GOAL := help
@@ -26,10 +28,10 @@ demo: $(READY)  ## see a model improve itself: a table, and a picture in runs/de
 	$(RUN) -m figures demo
 
 test: $(READY)  ## the tests that run in minutes on a laptop
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(CORES)
 
 test-all: $(READY)  ## all tests; what cannot run here is skipped and says why
-	$(RUN) -m pytest -m "slow or not slow" -rs
+	$(RUN) -m pytest $(CORES) -m "slow or not slow" -rs
 
 lint: $(READY)  ## style and types
 	$(RUN) -m ruff check .

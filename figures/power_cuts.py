@@ -93,7 +93,6 @@ def draw(result: dict):
             title = "both savings on" if saving == "savings" else "savings off"
             axis.set(xscale="log", title=f"α = {float(alpha):g}, {title}", xlabel="expected tokens decoded by steps",
                      ylabel="total variation distance to p^α", ylim=(0, None))  # fmt: skip
-            axis.legend(fontsize=9, title=f"median and 80 % of {result['worlds']} worlds", title_fontsize=9)
         axis = row[2]
         for i, (saving, marker) in enumerate((("plain", "s"), ("savings", "o"))):
             ratio = np.sort(found["ratio at 20 tokens"][saving])
@@ -106,9 +105,11 @@ def draw(result: dict):
                  xlim=(0.2, 30))  # fmt: skip
         axis.set_xticks((0.25, 0.5, 1, 2, 4, 8, 16), ("1/4", "1/2", "1", "2", "4", "8", "16"))
         axis.minorticks_off()
-        axis.legend(fontsize=9)
+        axis.legend(fontsize=9, loc="lower right")
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
+                  title=f"lines: median, bands: 80 % of {result['worlds']} worlds")  # fmt: skip
     figure.suptitle("Two exact laws of the cut, compared by decoded tokens (all curves exact)")
     return figure

@@ -14,7 +14,7 @@ from reference.parallel_distill_refine import parallel_distill_refine
 from theory.refinement import intraclass_correlation, operator
 
 DEPENDS = (*R.DEPENDS, "figures/refinement_diversity.py")
-PROBLEMS, M, ROUNDS = 400, 4, 4
+PROBLEMS, M, ROUNDS = 200, 4, 4
 VARIANTS = {"shared": {"distiller": "summary"}, "per-sample": {"distiller": "random-k", "k": M}}
 
 

@@ -117,11 +117,11 @@ def draw(result: dict):
     axes[0].set(title="Response curve", xlabel="right drafts j of 4", ylabel="g(j): refined answer is right")
     axes[0].legend()
     axes[1].set(title="Operator, orbits, fixed points", xlabel="p: a draft is right", ylabel="f(p) (points: held out)")
-    axes[2].set(
-        title="Sequential refinement: law from round 0 (dashed), 1, plateau",
-        xlabel="rounds",
-        ylabel="accuracy (held out)",
-    )
+    axes[2].set(title="Sequential refinement", xlabel="rounds", ylabel="accuracy (held out)")
+    for style, label in (("--", "law from round 0"), ("-", "law from round 1"), (":", "its plateau")):
+        axes[2].plot([], [], style, color="#777777", label=label)
+    axes[2].legend()
+    axes[0].set_xticks(range(M + 1))
     for axis in axes:
         axis.set_ylim(-0.02, 1.02)
         axis.grid(alpha=0.25)
