@@ -18,7 +18,7 @@ DEPENDS = (
     "reference/power_sampling.py", "reference/evaluation.py", "toy/relay.py", "toy/checkpoint/model.safetensors",
     "figures/power_pass_at_k.py",
 )  # fmt: skip
-PROBLEMS, RESPONSES, STEPS, SEED = 60, 64, 100, 0
+PROBLEMS, RESPONSES, STEPS, SEED = 200, 64, 100, 0
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -64,5 +64,7 @@ def draw(result: dict):
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("pass@k (95 % interval over problems)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle("pass@k: sharper laws are right more often at once, and have fewer different tries")
+    figure.suptitle(
+        "pass@k: where the likeliest response is right, sharper laws are right sooner; their tries differ less"
+    )
     return figure

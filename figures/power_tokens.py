@@ -113,6 +113,8 @@ def draw(result: dict):
     left.set_xscale("log", base=2)
     left.set_yscale("log")
     left.set_xticks(x, x)
+    left.set_yticks(*[(2, 5, 10, 20, 40)] * 2)
+    left.minorticks_off()
     left.set(title=f"Every record {result['length']} tokens long", xlabel="B, tokens per block")
 
     for (savings, found), colour in zip(result["varied"].items(), (BLUE, GREEN)):
@@ -131,9 +133,11 @@ def draw(result: dict):
             right.bar(i + 0.2 * (j - 1.5), mean, 0.18, color=colours[savings], label=label if not i else None,
                       yerr=[[mean - low], [high - mean]], capsize=2, error_kw={"elinewidth": 0.8})  # fmt: skip
             if savings != "off":
-                right.text(i + 0.2 * (j - 1.5), high * 1.08, f"{mean / found['off'][0]:.0%}", ha="center", fontsize=8)
+                right.text(i + 0.2 * (j - 1.5), high * 1.08, f"{mean / found['off'][0]:.0%}", ha="center", fontsize=7)
     right.set_xticks(range(len(result["toy"])), [f"α = {float(alpha):g}" for alpha in result["toy"]])
     right.set(title=f"Relay model, {result['toy_steps']} steps (numbers: share left)", yscale="log")
+    right.set_yticks(*[(2, 5, 10, 20)] * 2)
+    right.minorticks_off()
     for axis in (left, middle, right):
         axis.set_ylabel("decoded tokens per returned token")
         axis.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=9, frameon=False)

@@ -96,8 +96,15 @@ def draw(result: dict):
     grid = np.linspace(0, 1, 200)
     for kind, each in result["classes"].items():
         colour, (mean, low, high) = R.COLOURS[kind], np.array(each["g"]).T
+        seen = high - low < 1
         axes[0].errorbar(
-            np.arange(M + 1), mean, (mean - low, high - mean), fmt="o-", color=colour, capsize=3, label=kind
+            np.arange(M + 1)[seen],
+            mean[seen],
+            np.stack((mean - low, high - mean))[:, seen],
+            fmt="o-",
+            color=colour,
+            capsize=3,
+            label=kind,
         )
         axes[1].plot(grid, operator(grid, mean), color=colour)
         out, low_out, high_out = each["held out"]
@@ -122,6 +129,7 @@ def draw(result: dict):
         axes[2].plot([], [], style, color="#777777", label=label)
     axes[2].legend()
     axes[0].set_xticks(range(M + 1))
+    axes[2].set_xticks(rounds)
     for axis in axes:
         axis.set_ylim(-0.02, 1.02)
         axis.grid(alpha=0.25)

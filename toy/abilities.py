@@ -284,7 +284,7 @@ def write_card(folder: Path) -> None:
     """The model card: abilities.json in words, and beside them a second seed's and the null worlds' (RESULTS)."""
     results = json.loads((folder / "abilities.json").read_text())
     second = json.loads((RESULTS / "second_seed.json").read_text())
-    null = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in NULL}
+    null = {name: json.loads(file.read_text()) for name in NULL if (file := RESULTS / f"{name}.json").exists()}
     speaker, run = TextModel.from_pretrained(folder), results["run"]
     text = CARD.format(
         parameters=f"{Transformer.from_pretrained(folder).num_parameters():,}", seed=run["seed"], steps=run["steps"],
@@ -307,11 +307,11 @@ def contrast(results: dict) -> dict[str, list[float]]:
     return {
         "temperature 1": profile["temperature 1"]["all"],
         "majority of 16": profile["majority of 16"]["all"],
-        "on hard": profile["majority of 16"]["hard"],
+        "majority, hard": profile["majority of 16"]["hard"],
         "reviewer, hard": roles["review"]["hard"],
         "(4, 1)": roles["parallel-distill-refine (4, 1)"]["all"],
         "(4, 4, 1)": roles["parallel-distill-refine (4, 4, 1)"]["all"],
-        "... hard": roles["parallel-distill-refine (4, 4, 1)"]["hard"],
+        "(4, 4, 1), hard": roles["parallel-distill-refine (4, 4, 1)"]["hard"],
         "right, accepted by facts": stages["right"]["facts"],
         "misconception, accepted": stages["misconception"]["facts"],
     }

@@ -71,3 +71,15 @@ def test_second_seed_is_alike():
         for name, row in one[table].items():
             for column, cell in row.items():
                 assert abs(cell[0] - two[table][name][column][0]) <= most, (table, name, column)
+
+
+def test_distillers_that_only_count_lose_the_effect():
+    """In the plurality world refinement is no better than a majority; what is not about distillers stays."""
+    one, null = (json.loads(file.read_text()) for file in (SHIPPED, RESULTS / "plurality.json"))
+    for schedule in ("parallel-distill-refine (4, 1)", "parallel-distill-refine (4, 4, 1)"):
+        majority = null["profile"]["majority of 16"]
+        assert null["roles"][schedule]["all"][0] <= majority["all"][0]
+        assert null["roles"][schedule]["hard"][0] <= majority["hard"][2]
+        assert null["roles"][schedule]["all"][0] <= one["roles"][schedule]["all"][0] - 0.05
+    for name in ("solve", "review", "refine, true workspace"):
+        assert abs(null["roles"][name]["all"][0] - one["roles"][name]["all"][0]) <= 0.05, name
