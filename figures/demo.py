@@ -1,8 +1,9 @@
 """The demo: one small model, several ways to ask it, and what each costs.
 
 200 problems of the relay task that the model has never seen (`toy/relay.py`), answered by greedy decoding, by sampling
-at three temperatures, by best-of-N with three self-rewards, and by chains that tend to p^α, each beside best-of-N and
-majority vote at the same number of decoded tokens. Only the accuracy columns have seen an answer.
+at three temperatures, by best-of-N with three self-rewards, by chains that tend to p^α, each beside best-of-N and
+majority vote at the same number of decoded tokens, and by four other samplers of p^4. Only the accuracy columns have
+seen an answer.
 """
 
 import time
@@ -16,7 +17,12 @@ import torch
 
 from reference.best_of_n import select
 from reference.evaluation import accuracy
+from reference.lookahead import LookaheadConfig, lookahead
+from reference.multiple_try import MultipleTryConfig, multiple_try
+from reference.parallel_tempering import TemperingConfig, parallel_tempering
 from reference.power_sampling import PowerConfig, power_sample
+from reference.power_smc import SMCConfig, power_smc
+from reference.samples import Generation
 from reference.sampling import Cost, Samples, generate
 from reference.self_reward import length_normalized, log_probability, majority_vote
 from reference.text_model import TextModel
@@ -79,6 +85,14 @@ class Row:
         return sum(cost.sequential_tokens for cost in self.costs) / len(self.costs)
 
 
+def ask(world: World, method: str, sample: Callable[..., Generation], config: object) -> Row:
+    """One answer to each problem by a sampler of p^α."""
+    begin, keys = time.perf_counter(), [problem.id for problem in world.problems]
+    model = world.text_model
+    drawn = sample(model.model, world.prompts, config, stop_ids=model.stop_ids, keys=keys, seed=SEED)
+    return Row(method, drawn.samples, drawn.costs, time.perf_counter() - begin)
+
+
 def one_response(world: World) -> Iterator[Row]:
     """Decode once: greedily, at low temperatures, at temperature 1."""
     for method, temperature in (
@@ -111,20 +125,38 @@ def power(world: World) -> Iterator[Row]:
     """
     per_response = world.sample(1).cost.decoded_tokens / len(world.problems)
     for alpha, steps in ((4.0, 10), (2.0, 100), (4.0, 100), (4.0, 400)):
-        begin = time.perf_counter()
-        drawn = power_sample(
-            world.text_model.model, world.prompts, PowerConfig(alpha, block=HORIZON, steps=steps, horizon=HORIZON),
-            stop_ids=world.text_model.stop_ids, keys=[problem.id for problem in world.problems], seed=SEED,
-        )  # fmt: skip
-        row = Row(f"power p^{alpha:g}, {steps} steps", drawn.samples, drawn.costs, time.perf_counter() - begin)
-        yield row
+        config = PowerConfig(alpha, block=HORIZON, steps=steps, horizon=HORIZON)
+        yield (row := ask(world, f"power p^{alpha:g}, {steps} steps", power_sample, config))
         n = round(row.decoded / per_response)
         if n > 1:
             names = ("log-probability", "majority vote") if n > 2 else ("log-probability",)  # two never disagree
             yield from best(world, n, names, "  same tokens: {n} by {name}")
 
 
-METHODS = (one_response, best_of_n, power)
+def particles(world: World) -> Iterator[Row]:
+    """One of 8 particles that grow side by side."""
+    yield ask(world, "power SMC p^4, 8 particles", power_smc, SMCConfig(particles=8, horizon=HORIZON))
+
+
+def ladder(world: World) -> Iterator[Row]:
+    """The last of three chains, for p, p^2 and p^4, that swap places."""
+    config = TemperingConfig(rungs=3, block=HORIZON, steps=3, horizon=HORIZON)
+    yield ask(world, "parallel tempering p^4, 3 x 3 steps", parallel_tempering, config)
+
+
+def tries(world: World) -> Iterator[Row]:
+    """A chain with four proposals in each step."""
+    config = MultipleTryConfig(tries=4, block=HORIZON, steps=100, horizon=HORIZON)
+    yield ask(world, "multiple try p^4, 4 x 100 steps", multiple_try, config)
+
+
+def chunks(world: World) -> Iterator[Row]:
+    """Four tokens at a time, picked among four by what one rollout each leads to."""
+    config = LookaheadConfig(horizon=HORIZON, chunk=4, candidates=4, rollouts=1, rollout_law="g", chunk_law="g")
+    yield ask(world, "look-ahead p^4, 4 chunks, 1 rollout", lookahead, config)
+
+
+METHODS = (one_response, best_of_n, power, particles, ladder, tries, chunks)
 
 
 def rewards(world: World) -> dict[str, Callable[[Samples], torch.Tensor]]:
