@@ -83,3 +83,29 @@ def test_distillers_that_only_count_lose_the_effect():
         assert null["roles"][schedule]["all"][0] <= one["roles"][schedule]["all"][0] - 0.05
     for name in ("solve", "review", "refine, true workspace"):
         assert abs(null["roles"][name]["all"][0] - one["roles"][name]["all"][0]) <= 0.05, name
+
+
+def test_misguided_reviewers_make_hard_problems_worse():
+    """Where reviewers hold the misconception more often than authors, checking keeps what it should reject."""
+    one, null = (json.loads(file.read_text()) for file in (SHIPPED, RESULTS / "misguided.json"))
+    assert null["stages"]["misconception"]["facts"][1] > 0.5 > one["stages"]["misconception"]["facts"][2]
+    assert null["roles"]["review"]["hard"][0] < one["roles"]["review"]["hard"][0] - 0.3
+    hard = null["roles"]["parallel-distill-refine (4, 4, 1)"]["hard"]
+    assert (
+        hard[2] < null["profile"]["majority of 16"]["hard"][1] and hard[0] < null["profile"]["temperature 1"]["hard"][1]
+    )
+    for name, kind in (("solve", "all"), ("review", "plain"), ("refine, true workspace", "all")):
+        assert abs(null["roles"][name][kind][0] - one["roles"][name][kind][0]) <= 0.05, name
+
+
+def test_careless_reviewers_lose_the_gap():
+    """Where reviewers err as often as authors they reject right drafts too, and tell less of what is wrong."""
+    one, null = (json.loads(file.read_text()) for file in (SHIPPED, RESULTS / "careless.json"))
+    for name, cell in null["stages"]["right"].items():
+        assert cell[2] < one["stages"]["right"][name][1], name
+    for name in ("facts", "correct"):  # odds of a misconception against a right draft: what selection can live on
+        odds = [found["stages"]["misconception"][name][0] / found["stages"]["right"][name][0] for found in (one, null)]
+        assert odds[1] > 2 * odds[0], name
+    assert null["roles"]["review"]["all"][0] < one["roles"]["review"]["all"][0] - 0.25
+    for name in ("solve", "refine, true workspace"):
+        assert abs(null["roles"][name]["all"][0] - one["roles"][name]["all"][0]) <= 0.05, name
