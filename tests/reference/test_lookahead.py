@@ -21,7 +21,7 @@ BY_TOKEN = LookaheadConfig(alpha=4.0, horizon=3, candidates=None, rollouts=2, es
 BY_CHUNK = dataclasses.replace(BY_TOKEN, chunk=2, candidates=3)
 
 
-def draw(model, config, n, slots=4096, prompts=PROMPTS, seed=2):
+def draw(model, config, n, slots=16384, prompts=PROMPTS, seed=2):
     return lookahead(model, prompts, config, stop_ids=STOPS, samples_per_prompt=n, slots=slots, seed=seed)
 
 
@@ -36,7 +36,7 @@ def exact_law(conditionals, c):
     return [*law], np.array([*law.values()])
 
 
-def assert_law(model, config, runs=None, n=40_000, detect=0.03, target=None):
+def assert_law(model, config, runs=None, n=110_000, detect=0.02, target=None):
     """The output of one prompt has the exact law of its settings, or p^α itself; `runs`: the settings that it has."""
     result = draw(model, runs or config, n, prompts=PROMPTS[:1])
     _, logp, conditionals = enumerate_law(model, PROMPTS[0], config.horizon, STOPS)
@@ -63,7 +63,7 @@ def test_tokens_have_the_law_of_their_estimator(change, measured):
 @pytest.mark.parametrize("name", ["transformer", "another implementation"])
 @pytest.mark.parametrize("config", [BY_TOKEN, BY_CHUNK])
 def test_the_law_is_exact_on_other_models(name, config):
-    assert_law(WORLD[name](), dataclasses.replace(config, alpha=2.0), n=50_000)
+    assert_law(WORLD[name](), dataclasses.replace(config, alpha=2.0))
 
 
 @pytest.mark.claim("P19")
@@ -112,7 +112,7 @@ MUTANTS = {
 def test_wrong_tokens_are_caught(mutant, monkeypatch):
     monkeypatch.setattr(*MUTANTS[mutant])
     with pytest.raises(AssertionError):
-        assert_law(WORLD["table"](), dataclasses.replace(BY_TOKEN, alpha=2.0), n=16_000, detect=0.05)
+        assert_law(WORLD["table"](), dataclasses.replace(BY_TOKEN, alpha=2.0), n=20_000, detect=0.05)
 
 
 @pytest.mark.claim("P19")
@@ -120,7 +120,7 @@ def test_unclipped_plug_in_is_caught():
     """The plug-in is not the jackknife."""
     config = dataclasses.replace(BY_TOKEN, estimator="jackknife")
     with pytest.raises(AssertionError):
-        assert_law(WORLD["table"](), config, runs=BY_TOKEN, n=16_000, detect=0.05)
+        assert_law(WORLD["table"](), config, runs=BY_TOKEN, n=20_000, detect=0.05)
 
 
 @pytest.mark.claim("P20")
@@ -130,7 +130,7 @@ def test_the_other_weight_is_caught(weight):
         dataclasses.replace(BY_CHUNK, weight=w) for w in (weight, {"exact": "published"}.get(weight, "exact"))
     )
     with pytest.raises(AssertionError):
-        assert_law(WORLD["table"](), config, runs=other, n=16_000, detect=0.05)
+        assert_law(WORLD["table"](), config, runs=other, n=20_000, detect=0.05)
 
 
 # --- Decoding --------------------------------------------------------------------------------------------------------
