@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reference.chains import RECORD, Chains, Proposals
+from reference.chains import Chains
+from reference.proposals import RECORD, Proposals
 from reference.sampling import Decoder, LanguageModel, Requests
 
 if TYPE_CHECKING:

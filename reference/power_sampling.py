@@ -22,8 +22,8 @@ As in the paper the horizon grows in blocks: the chain takes N steps on records 
 a draw of q to 2B, takes N steps there, and so on. Its printed ratio has π_k for π_{k+1}, and its cuts never reach the
 first token; both are mended here. An ended record stays a state like any other, also in later blocks.
 
-Chains are slots of the one decoding loop, with two savings that change no token (`reference/chains.py`); nor does
-prefetching, by which a chain waits for fewer tokens (`reference/prefetching.py`).
+Chains are slots of the one decoding loop, with two savings that change no token (`reference/chains.py`,
+`proposals.py`); nor does prefetching, by which a chain waits for fewer tokens (`reference/prefetching.py`).
 """
 
 from __future__ import annotations

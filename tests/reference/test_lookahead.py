@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import reference.lookahead as A
+import reference.decisions as D
 from reference.lookahead import LookaheadConfig, lookahead
 from reference.rollouts import Branches
 from reference.sampling import generate, score
@@ -99,9 +99,9 @@ def no_future(self, rows, start, alpha, of_law=1.0):
     return 0 * log_weight(self, rows, start, alpha)
 
 
-roll, log_weight = A.Lookahead.roll, Branches.log_weight
+roll, log_weight = D.Lookahead.roll, Branches.log_weight
 MUTANTS = {
-    "rollouts that are one": (A.Lookahead, "roll", shared),
+    "rollouts that are one": (D.Lookahead, "roll", shared),
     "weight p^α of rollouts": (Branches, "log_weight", a_power_too_many),
     "low temperature": (Branches, "log_weight", no_future),
 }
@@ -209,7 +209,7 @@ def test_clipping_is_reported():
     result = draw(WORLD["table"](), dataclasses.replace(BY_TOKEN, estimator="jackknife"), 200)
     assert 0 < result.clipped.sum() < result.decisions.sum()
     assert draw(WORLD["table"](), BY_TOKEN, 50).clipped.sum() == 0
-    law, clipped = A.estimate(torch.randn(100, 4, 3, dtype=torch.float64) * 300, "jackknife")  # far beyond e^±745
+    law, clipped = D.estimate(torch.randn(100, 4, 3, dtype=torch.float64) * 300, "jackknife")  # far beyond e^±745
     assert law.isfinite().all() and (law >= 0).all() and torch.allclose(law.sum(1), torch.ones(100).double())
     assert clipped.any()
 

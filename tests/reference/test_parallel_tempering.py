@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-import reference.parallel_tempering as T
-from reference.parallel_tempering import Ladders, TemperingConfig, parallel_tempering, tune_ladder
+import reference.ladders as L
+from reference.ladders import Ladders
+from reference.parallel_tempering import TemperingConfig, parallel_tempering, tune_ladder
 from reference.power_sampling import PowerConfig, power_sample
+from reference.sampling import log_law
 from tests.assertions import assert_categorical
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, counts
 from theory import tempering
@@ -91,7 +93,7 @@ def always(low, high, logp_low, logp_high):
 def proposals_not_swapped(self, logits, logp):
     """The slot goes on with the law that it began with."""
     slot = torch.arange(len(self.request)) % self.group
-    return T.log_law(logits, 1 / self.alphas[slot])
+    return log_law(logits, 1 / self.alphas[slot])
 
 
 def weights_not_swapped(self, slots):
@@ -100,7 +102,7 @@ def weights_not_swapped(self, slots):
 
 @pytest.mark.claim("P17")
 @pytest.mark.parametrize(("where", "name", "mutant"), [
-    (T, "swap_log_ratio", wrong_sign), (T, "swap_log_ratio", always),
+    (L, "swap_log_ratio", wrong_sign), (L, "swap_log_ratio", always),
     (Ladders, "proposal_law", proposals_not_swapped), (Ladders, "reweigh", weights_not_swapped),
 ])  # fmt: skip
 def test_wrong_ladders_are_caught(where, name, mutant, monkeypatch):

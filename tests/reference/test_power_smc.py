@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-import reference.power_smc as P
-from reference.power_smc import Clouds, SMCConfig, power_smc
+import reference.particles as P
+from reference.particles import Clouds
+from reference.power_smc import SMCConfig, power_smc
 from reference.sampling import generate
 from tests.assertions import assert_categorical, assert_mean
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, counts
