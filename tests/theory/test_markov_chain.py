@@ -1,4 +1,4 @@
-"""Suffix Metropolis-Hastings as exact matrices (claims P4-P11, P13, P14, P24, P26, P27): right chains and wrong ones.
+"""Suffix Metropolis-Hastings as exact matrices (claims P4-P14, P24, P26, P27): right chains and wrong ones.
 
 The oracle is `Procedure`: it follows a step as the sampler's description reads, token by token, and adds up the
 probabilities of its outcomes. Each claim is one function `assert_...` of the implementation, as in test_best_of_n.py.
@@ -941,6 +941,38 @@ def test_early_reject_needs_its_condition(alpha: float, tau: float) -> None:
     """1/τ > α or 1/τ < 1: some factor of w exceeds 1."""
     with pytest.raises(AssertionError, match="accepted"):
         assert_early_reject_is_exact([(alpha, tau)])
+
+
+def assert_alpha_one(alpha: float, rule: mc.Rule, measured: Measured = ignore) -> None:
+    """A step draws the rest of the text from the model and keeps it: K_r(x, y) = 1[x_<r = y_<r] p(y)/p(x_<r), and any
+    number of blocks and steps gives p."""
+    worst = {"|K - the model's own step|": 0.0, "|law after blocks - p|": 0.0}
+    for w in worlds():
+        p, setting = w.law(1.0), {"alpha": alpha, "tau": 1.0, "rule": rule, "horizon": w.horizon}
+        for r in range(1, w.horizon + 1):
+            kernel = mc.chain(w.conditionals, **setting, cuts=range(r, r + 1)).kernel  # type: ignore[arg-type]
+            same = np.array([[x[: r - 1] == y[: r - 1] for y in w.records] for x in w.records])
+            reached = np.array([len(x) >= r for x in w.records])[:, None]  # where it is not, nothing happens
+            step = np.where(reached, same * p / (same @ p)[:, None], np.eye(len(p)))
+            worst["|K - the model's own step|"] = max(worst["|K - the model's own step|"], np.abs(kernel - step).max())
+        _, law = mc.blocked_law(w.conditionals, **setting, block=2, steps=3)  # type: ignore[arg-type]
+        worst["|law after blocks - p|"] = max(worst["|law after blocks - p|"], np.abs(law - p).max())
+    for name, error in worst.items():
+        measured(name, error, SAME)
+        assert error <= SAME, name
+
+
+@pytest.mark.claim("P12")
+def test_alpha_one_is_the_model(measured: Measured) -> None:
+    assert_alpha_one(1.0, "exact", measured)
+
+
+@pytest.mark.claim("P12")
+@pytest.mark.parametrize(("alpha", "rule"), [(1.001, "exact"), (1.0, "no_proposal")])
+def test_alpha_one_mutants(alpha: float, rule: mc.Rule) -> None:
+    """A power that is not 1; a ratio without its proposal term."""
+    with pytest.raises(AssertionError):
+        assert_alpha_one(alpha, rule)
 
 
 @pytest.mark.parametrize(
