@@ -35,7 +35,7 @@ from reference.sampling import LanguageModel, generate
 from reference.text_model import TextModel
 from theory.importance import picked
 from theory.lookahead import lookahead_law
-from theory.markov_chain import chain, total_variation, tv_curve
+from theory.markov_chain import EntropyCut, chain, total_variation, tv_curve
 from theory.power import Conditionals, power_law, zeta
 from theory.tempering import marginal, rounds, rungs
 from toy.relay import make_problems
@@ -43,8 +43,9 @@ from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
     *(f"reference/{name}.py" for name in (
-        "sampling", "samples", "randomness", "transformer", "chains", "lanes", "rollouts", "power_sampling",
-        "prefetching", "multiple_try", "parallel_tempering", "power_smc", "lookahead", "best_of_n",
+        "sampling", "samples", "randomness", "transformer", "proposals", "chains", "lanes", "rollouts",
+        "power_sampling", "prefetching", "multiple_try", "parallel_tempering", "ladders", "power_smc", "particles",
+        "lookahead", "decisions", "best_of_n",
     )),
     *(f"theory/{name}.py" for name in (
         "importance", "lookahead", "markov_chain", "suffix_mh", "power", "tempering",
@@ -59,6 +60,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 SETTINGS = {  # of each method: in the enumerable worlds, and on the toy model
     "low temperature": ((1,), (1,)),
     "power": ((2, 5, 10, 20, 50, 100, 200), (10, 30, 100, 200, 400)),
+    "entropy": ((2, 5, 10, 20, 50, 100, 200), (10, 30, 100, 200, 400)),
     "prefetch": ((2, 5, 10, 20, 50, 100, 200), (10, 30, 100, 200, 400)),
     "tries": ((1, 2, 5, 10, 20, 50), (10, 30, 100, 200)),
     "tempering": ((1, 2, 5, 10, 20), (1, 3, 10, 30)),
@@ -66,6 +68,7 @@ SETTINGS = {  # of each method: in the enumerable worlds, and on the toy model
     "lookahead p": (SIZES[:6], (1, 2, 4)),
     "lookahead g": (SIZES[:4], (1, 2, 4)),
     "chunks": (SIZES[1:6], (2, 4, 8, 16)),
+    "published": (SIZES[1:6], (2, 4, 8, 16)),
 }
 Draw = Callable[..., Generation]  # of (model, prompts, stop_ids=, keys=, ...): one answer to each prompt
 
@@ -79,13 +82,15 @@ def sampler(method: str, size: int, horizon: int, candidates: int | None) -> Dra
     chain_of = {"block": horizon, "steps": size, "horizon": horizon}
     configs = {
         "power": (power_sample, PowerConfig(ALPHA, **chain_of)),
+        "entropy": (power_sample, PowerConfig(ALPHA, **chain_of, cut="entropy")),
         "prefetch": (power_sample, PowerConfig(ALPHA, **chain_of, prefetch=AHEAD)),
         "tries": (multiple_try, MultipleTryConfig(ALPHA, **chain_of, tries=TRIES)),
         "tempering": (parallel_tempering, TemperingConfig(ALPHA, **chain_of, rungs=RUNGS)),
         "smc": (power_smc, SMCConfig(ALPHA, particles=size, horizon=horizon)),
     }
-    chunked = {"candidates": size, "rollouts": 1, "rollout_law": "g", "chunk_law": "g"}
-    configs["chunks"] = (lookahead, LookaheadConfig(ALPHA, horizon=horizon, chunk=chunk(horizon), **chunked))
+    chunked = {"horizon": horizon, "chunk": chunk(horizon), "candidates": size, "rollouts": 1}
+    configs["chunks"] = (lookahead, LookaheadConfig(ALPHA, **chunked, rollout_law="g", chunk_law="g"))
+    configs["published"] = (lookahead, LookaheadConfig(ALPHA, **chunked, weight="published"))
     for law in "pg":
         config = LookaheadConfig(ALPHA, horizon=horizon, candidates=candidates, rollouts=size, rollout_law=law)
         configs[f"lookahead {law}"] = (lookahead, config)
@@ -140,12 +145,13 @@ def exact(conditionals: Conditionals, logp: np.ndarray, horizon: int) -> dict[st
     particles never resamples at κ = 1/2, so it is one of two draws picked by weight.)"""
     setting = {"horizon": horizon, "alpha": ALPHA}
     one, several = chain(conditionals, **setting), chain(conditionals, **setting, tries=TRIES)
+    unsure = chain(conditionals, **setting, cut=EntropyCut())
     records, target = one.records, one.target
     log_z = zeta(conditionals, ALPHA)
-    weight = np.exp([sum(log_z[record[:t]] for t in range(len(record))) for record in records])
+    weights = np.exp([sum(log_z[record[:t]] for t in range(len(record))) for record in records])
     found = {"low temperature": {1: total_variation(one.initial, target)}}
-    found["smc"] = {n: total_variation(picked(one.initial, weight, n), target) for n in (1, 2)}
-    for method, of in (("power", one), ("tries", several)):
+    found["smc"] = {n: total_variation(picked(one.initial, weights, n), target) for n in (1, 2)}
+    for method, of in (("power", one), ("entropy", unsure), ("tries", several)):
         curve = tv_curve(of.initial, of.kernel, target, max(SETTINGS[method][0]))
         found[method] = {n: float(curve[n]) for n in SETTINGS[method][0]}
     found["prefetch"] = found["power"]
@@ -159,12 +165,14 @@ def exact(conditionals: Conditionals, logp: np.ndarray, horizon: int) -> dict[st
         for n in SETTINGS[f"lookahead {law}"][0]:
             laws = lookahead_law(conditionals, **setting, rollouts=n, rollout_law=law, estimator="plug_in")
             found[f"lookahead {law}"][n] = total_variation([laws.get(x, 0) for x in records], target)
-    found["chunks"] = {}
-    for n in SETTINGS["chunks"][0]:
-        laws = lookahead_law(
-            conditionals, **setting, chunk=chunk(horizon), draws=n, rollouts=1, rollout_law="g", proposal="g"
-        )
-        found["chunks"][n] = total_variation([laws.get(x, 0) for x in records], target)
+    for method, law, weight in (("chunks", "g", "exact"), ("published", "p", "published")):
+        found[method] = {}
+        for n in SETTINGS[method][0]:
+            laws = lookahead_law(
+                conditionals, **setting, chunk=chunk(horizon), draws=n, rollouts=1, rollout_law=law, proposal=law,
+                weight=weight,
+            )  # fmt: skip
+            found[method][n] = total_variation([laws.get(x, 0) for x in records], target)
     return found
 
 
@@ -247,6 +255,7 @@ def compute() -> dict:
 NAMES = {  # method -> (name, colour, marker)
     "low temperature": ("low temperature, 1/α", "#000000", "*"),
     "power": ("power sampling", "#0072B2", "o"),
+    "entropy": ("power sampling, entropy cuts", "#17A5A5", "h"),
     "prefetch": (f"power sampling, prefetch {AHEAD}", "#56B4E9", "o"),
     "tries": (f"multiple try, {TRIES} tries", "#009E73", "s"),
     "tempering": (f"parallel tempering, {RUNGS} rungs", "#E69F00", "D"),
@@ -254,6 +263,7 @@ NAMES = {  # method -> (name, colour, marker)
     "lookahead p": ("look-ahead, rollouts from p", "#CC79A7", "v"),
     "lookahead g": ("look-ahead, rollouts from g", "#7B3294", "v"),
     "chunks": ("look-ahead by chunks from g", "#8C6D31", "P"),
+    "published": ("chunks from p, published weight", "#E7BA52", "P"),
     "log-probability": ("best-of-N by log-probability", "#555555", "X"),
     "majority vote": ("majority vote of N", "#AAAAAA", "X"),
 }
