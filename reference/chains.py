@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from reference.proposals import RECORD, Proposals
-from reference.randomness import ACCEPT, CUT, absorb, address, uniform, unit
+from reference.randomness import ACCEPT, CUT, absorb, address, int64, uniform, unit
 from reference.sampling import LanguageModel, Requests
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Chains(Proposals):
         self.request, self.key, self.sample, self.step = torch.zeros((4, slots), dtype=torch.int64, device=device)
         self.cuts, self.divergences = torch.zeros((2, *shape), dtype=torch.int64, device=device)
         self.accepted = torch.ones(shape, dtype=torch.bool, device=device)
-        self.seeds = [seed]  # one for each try
+        self.seeds = torch.tensor([int64(seed)], device=device)  # one for each try
 
     @cached_property
     def kept(self) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ class Chains(Proposals):
             horizon = ((step // (c.steps + 1) + 1) * c.block).clamp(max=c.horizon)
 
             cut = torch.where(extends, length, self.draw_cuts(at, uniform(self.seed, *who, 0, CUT), horizon))
-            tries = torch.stack([address(seed, *who) for seed in self.seeds], 1)
+            tries = address(self.seeds, *(word[:, None] for word in who))  # [grid, tries]
             u = unit(absorb(tries[..., None], self.columns))  # [grid, tries, H + 1]
             changed = ((self.columns >= cut[:, None]) & (self.columns < length[:, None]))[:, None].expand_as(u)
             if c.first_divergence_skip:

@@ -66,7 +66,8 @@ class Lanes(Chains):
         over = torch.zeros_like(self.active)
         if self.lanes.advance().any():
             ended = ~self.lanes.active.view(self.lane_step.shape) & (self.lane_step < IDLE)
-            over[self.propose(self.decide(ended))] = True
+            if len(chains := self.decide(ended)):
+                over[self.propose(chains)] = True
         self.active &= ~over
         return over
 

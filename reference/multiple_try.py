@@ -32,7 +32,7 @@ from torch import Tensor
 
 from reference.lanes import IDLE, Lanes
 from reference.power_sampling import PowerConfig, PowerSamples, run
-from reference.randomness import CHOICE, child_seed, uniform
+from reference.randomness import CHOICE, child_seed, int64, uniform
 from reference.sampling import LanguageModel, Requests, inverse_cdf
 
 
@@ -54,6 +54,9 @@ class MultipleTryConfig(PowerConfig):
             raise ValueError(f"prefetch is {self.prefetch}; it must be 0, the lanes of a chain hold its tries")
 
 
+WAITS = 5  # steps are decided when this share of the chains waits
+
+
 class Tries(Lanes):
     """Chains with K lanes each, on the tries of one step."""
 
@@ -64,7 +67,8 @@ class Tries(Lanes):
         requests: Requests, stop_ids: Iterable[int], seed: int,
     ):  # fmt: skip
         super().__init__(model, prompts, slots, config, requests, stop_ids, seed)
-        self.seeds = [seed] + [child_seed(seed, "try", j) for j in range(1, config.tries)]
+        seeds = [seed] + [child_seed(seed, "try", j) for j in range(1, config.tries)]
+        self.seeds = torch.tensor([int64(each) for each in seeds], device=model.device)
 
     def weighed(self, config: PowerConfig) -> PowerConfig:
         return replace(config, early_reject=config.early_reject and config.lanes == 1)
@@ -72,6 +76,8 @@ class Tries(Lanes):
     def decide(self, ended: Tensor) -> Tensor:
         tried = self.lane_step < IDLE
         chains = (ended.any(1) & (ended | ~tried).all(1)).nonzero()[:, 0]
+        if len(chains) < len(tried) // WAITS and self.lanes.active.any():
+            return chains[:0]  # a few chains that wait cost less than bookkeeping for each
         tried, rows, step = tried[chains], self.rows(chains), self.step[chains]
         self.lanes.values(rows[tried])  # are numbers
         own = self.value()[chains]

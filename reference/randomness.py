@@ -39,9 +39,9 @@ def absorb(state: Tensor, word: Tensor | int) -> Tensor:
     return x ^ shift(x, 31)
 
 
-def address(seed: int, key: Tensor, sample: Tensor, step: Tensor | int = 0, purpose: int = TOKEN) -> Tensor:
-    """All of an address but its position, hashed: int64, the shape of key and sample broadcast."""
-    state = torch.full_like(key, int64(seed))
+def address(seed: int | Tensor, key: Tensor, sample: Tensor, step: Tensor | int = 0, purpose: int = TOKEN) -> Tensor:
+    """All of an address but its position, hashed: int64, the shape of seed, key and sample broadcast."""
+    state = torch.full_like(key, int64(seed)) if isinstance(seed, int) else seed
     for word in (purpose, key, sample, step):
         state = absorb(state, word)
     return state
