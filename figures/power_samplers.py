@@ -263,7 +263,7 @@ NAMES = {  # method -> (name, colour, marker)
     "lookahead p": ("look-ahead, rollouts from p", "#CC79A7", "v"),
     "lookahead g": ("look-ahead, rollouts from g", "#7B3294", "v"),
     "chunks": ("look-ahead by chunks from g", "#8C6D31", "P"),
-    "published": ("chunks from p, published weight", "#E7BA52", "P"),
+    "published": ("chunks, published weight", "#E7BA52", "P"),
     "log-probability": ("best-of-N by log-probability", "#555555", "X"),
     "majority vote": ("majority vote of N", "#AAAAAA", "X"),
 }
