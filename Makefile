@@ -19,7 +19,7 @@ help:  ## list the targets
 
 .venv/ready: pyproject.toml constraints.txt
 	python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,eval]'
 	@touch $@
 
 setup: $(READY)  ## make .venv with everything that the other targets need
@@ -48,7 +48,7 @@ results: $(READY)  ## compute one figure's numbers again: make results NAME=toy_
 	$(RUN) -m figures compute $(NAME)
 
 bench: $(READY)  ## tokens per second, side by side with transformers
-	$(RUN) -m figures compute bench_decode bench_power
+	$(RUN) -m figures compute bench_decode bench_power bench_limits
 
 toy: $(READY)  ## train the toy model from scratch (20 minutes on one core) and measure it
 	$(RUN) -m toy.pretrain

@@ -1,20 +1,21 @@
-"""What the figures of refinement share: the toy model, its problems, grades by class, a consensus and an analyst."""
+"""What the figures of refinement share: the toy model, its problems, grades by class, differences, a consensus."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from reference.evaluation import accuracy
 from reference.ledger import Ledger
 from reference.parallel_distill_refine import Drafts, PDRConfig, Refinement
-from reference.text_model import Replies, Role, Stage, Templates, TextModel
+from reference.text_model import Role, Templates, TextModel
 from toy import relay
 from toy.pretrain import CHECKPOINT
 
 DEPENDS = (
-    "reference/ledger.py", "reference/parallel_distill_refine.py", "reference/sampling.py",
-    "reference/sequential_refinement.py", "reference/text_model.py", "reference/transformer.py", "theory/refinement.py",
-    "toy/relay.py", "toy/checkpoint", "figures/_refinement.py",
+    "reference/ledger.py", "reference/parallel_distill_refine.py", "reference/requests.py", "reference/sampling.py",
+    "reference/sequential_refinement.py", "reference/text_model.py", "reference/token_law.py",
+    "reference/transformer.py", "theory/refinement.py", "toy/relay.py", "toy/checkpoint", "figures/_refinement.py",
 )  # fmt: skip
 SEEDS = (0, 1, 2)
 KINDS = ("plain", "tempting", "hard")
@@ -40,13 +41,17 @@ class World:
         """bool [problems, drafts]."""
         return np.array([[self.grader(i, text) for text in own] for i, own in enumerate(drafts)])
 
+    def graded(self, result: Refinement) -> np.ndarray:
+        """bool [problems]: the final drafts."""
+        return self.right([[text] for text in result.texts])[:, 0]
+
     def grader(self, i: int, text: str) -> bool:
         return relay.answer(text) == self.problems[i].answer
 
 
-def worlds(n: int) -> list[World]:
+def worlds(n: int, folder: Path = CHECKPOINT) -> list[World]:
     """n problems for each seed, and the seed."""
-    speaker = TextModel.from_pretrained(CHECKPOINT)
+    speaker = TextModel.from_pretrained(folder)
     return [World(speaker, relay.make_problems(n, seed=seed + 2000), seed) for seed in SEEDS]
 
 
@@ -56,14 +61,21 @@ def by_class(right: np.ndarray, kinds: np.ndarray) -> dict[str, list[float]]:
     return {name: list(accuracy(right[mask].astype(float).tolist())) for name, mask in masks.items() if mask.any()}
 
 
+def difference(a: np.ndarray, b: np.ndarray) -> list[float]:
+    """[mean, low, high] of a - b, paired by problem ([problems] each): a 95 % interval, by the normal law."""
+    paired = a.astype(float) - b.astype(float)
+    half = 1.96 * paired.std(ddof=1) / np.sqrt(len(paired))
+    return [float(paired.mean()), float(paired.mean() - half), float(paired.mean() + half)]
+
+
 def row(found: list[tuple[World, Refinement]]) -> dict:
     """Accuracy by class, budgets and the share of answers that cannot be parsed, over all seeds."""
-    right = np.concatenate([world.right([[text] for text in result.texts])[:, 0] for world, result in found])
+    right = np.concatenate([world.graded(result) for world, result in found])
     kinds = np.concatenate([world.kinds for world, _ in found])
     budgets = [result.ledger.budgets() for _, result in found]
     return {
         "accuracy": by_class(right, kinds),
-        "seeds": [float(world.right([[text] for text in result.texts]).mean()) for world, result in found],
+        "seeds": [float(world.graded(result).mean()) for world, result in found],
         **{name: float(np.mean([each[name] for each in budgets])) for name in budgets[0]},
         "unparsable": float(np.mean([result.unparsable for _, result in found])),
         "longest prompt": max(max(result.ledger.longest_prompt()) for _, result in found),
@@ -86,15 +98,3 @@ def consensus(speaker: TextModel) -> TextModel:
 
     roles = {**templates.roles, "aggregator": Role(aggregator, relay.answer)}
     return replace(speaker, templates=Templates("relay, consensus", roles, templates.stages))
-
-
-def analyst(speaker: TextModel) -> Stage:
-    """Error analysis: the reviewer checks each step; the workspace has the values before the first one in doubt."""
-
-    def confirmed(question: str, candidate: str, replies: Replies) -> str:
-        values = relay.show_values(question, candidate).split()
-        checked = [relay.read_reply(reply) for reply in replies[0]]
-        sure = next((t for t, pair in enumerate(zip(values, checked)) if pair[0] != pair[1]), len(checked))
-        return " ".join(values[:sure] + ["?"] * (len(values) - sure))
-
-    return Stage(speaker.templates.stage("facts").turns[:1], confirmed)

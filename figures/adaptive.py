@@ -17,6 +17,7 @@ from theory.sample_complexity import adaptive_pairs, fixed_pairs
 from toy.tabular import TabularLM
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/sampling.py", "reference/best_of_n.py", "reference/evaluation.py", "reference/randomness.py",
     "theory/best_of_n.py", "theory/sample_complexity.py", "toy/tabular.py", "figures/adaptive.py",
 )  # fmt: skip

@@ -21,9 +21,9 @@ from reference.text_model import TextModel
 from toy.relay import make_problems
 
 DEPENDS = (
-    "reference/sampling.py", "reference/randomness.py", "reference/transformer.py", "reference/chains.py",
-    "reference/power_sampling.py", "reference/prefetching.py", "toy/checkpoint/model.safetensors",
-    "figures/bench_power.py",
+    "reference/sampling.py", "reference/token_law.py", "reference/randomness.py", "reference/transformer.py",
+    "reference/chains.py", "reference/proposals.py", "reference/power_sampling.py", "reference/prefetching.py",
+    "toy/checkpoint/model.safetensors", "figures/bench_power.py",
 )  # fmt: skip
 ALPHA, STEPS, CHAINS, THEIR_CHAINS, RUNS = 4.0, 50, 32, 2, 3
 AHEAD = (0, 1, 3, 7)

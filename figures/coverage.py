@@ -18,6 +18,7 @@ from theory.sample_complexity import beta_c_cov, beta_failure, beta_tail, mixtur
 from toy.tabular import TabularLM
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/sampling.py", "reference/best_of_n.py", "reference/evaluation.py", "reference/randomness.py",
     "theory/best_of_n.py", "theory/sample_complexity.py", "toy/tabular.py", "figures/coverage.py",
 )  # fmt: skip

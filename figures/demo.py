@@ -2,8 +2,8 @@
 
 200 problems of the relay task that the model has never seen (`toy/relay.py`), answered by greedy decoding, by sampling
 at three temperatures, by best-of-N with three self-rewards, by chains that tend to p^α, each beside best-of-N and
-majority vote at the same number of decoded tokens, and by four other samplers of p^4. Only the accuracy columns have
-seen an answer.
+majority vote at the same number of decoded tokens, by four other samplers of p^4, and by refinement: a draft that is
+revised again and again, and parallel-distill-refine. Only the accuracy columns have seen an answer.
 """
 
 import time
@@ -15,16 +15,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from figures._verification import cascade, committed
 from reference.best_of_n import select
 from reference.evaluation import accuracy
 from reference.lookahead import LookaheadConfig, lookahead
 from reference.multiple_try import MultipleTryConfig, multiple_try
+from reference.parallel_distill_refine import PDRConfig, Refinement, parallel_distill_refine
 from reference.parallel_tempering import TemperingConfig, parallel_tempering
 from reference.power_sampling import PowerConfig, power_sample
 from reference.power_smc import SMCConfig, power_smc
 from reference.samples import Generation
-from reference.sampling import Cost, Samples, generate
+from reference.sampling import Cost, Samples, generate, score
 from reference.self_reward import length_normalized, log_probability, majority_vote
+from reference.sequential_refinement import sequential_refinement
 from reference.text_model import TextModel
 from toy.relay import Problem, make_problems
 
@@ -73,6 +76,7 @@ class Row:
     samples: Samples  # [problems, 1]: the responses that it answers with
     costs: list[Cost]  # per problem
     seconds: float
+    budgets: tuple[float, float] | None = None  # B_seq, B_total per problem, of what asks in whole calls
 
     @property
     def decoded(self) -> float:
@@ -100,7 +104,7 @@ def one_response(world: World) -> Iterator[Row]:
     ):  # fmt: skip
         begin = time.perf_counter()
         drawn = world.sample(1, temperature)
-        yield Row(method, drawn.samples, drawn.costs, time.perf_counter() - begin)
+        yield Row(method, drawn.samples, drawn.costs, time.perf_counter() - begin, side_by_side(drawn.costs))
 
 
 def best(world: World, n: int, names: Iterable[str], form: str) -> Iterator[Row]:
@@ -110,7 +114,13 @@ def best(world: World, n: int, names: Iterable[str], form: str) -> Iterator[Row]
     seconds = time.perf_counter() - begin
     for name in names:
         chosen = select(drawn.samples, rewards(world)[name](drawn.samples))
-        yield Row(form.format(n=n, name=name), chosen, drawn.costs, seconds)
+        yield Row(form.format(n=n, name=name), chosen, drawn.costs, seconds, side_by_side(drawn.costs))
+
+
+def side_by_side(costs: list[Cost]) -> tuple[float, float]:
+    """B_seq and B_total of calls that do not wait for each other, all with the problem's own prompt."""
+    waited = sum(cost.prompt_tokens / cost.calls + cost.sequential_tokens for cost in costs)
+    return waited / len(costs), sum(cost.prompt_tokens + cost.decoded_tokens for cost in costs) / len(costs)
 
 
 def best_of_n(world: World) -> Iterator[Row]:
@@ -156,7 +166,27 @@ def chunks(world: World) -> Iterator[Row]:
     yield ask(world, "look-ahead p^4, 4 chunks, 1 rollout", lookahead, config)
 
 
-METHODS = (one_response, best_of_n, power, particles, ladder, tries, chunks)
+def refinement(world: World) -> Iterator[Row]:
+    """One draft that is revised three times; four drafts, distilled and refined, once and twice."""
+    asked = (world.text_model, [problem.question for problem in world.problems])
+    settings = {"seed": SEED, "keys": [problem.id for problem in world.problems]}
+
+    def timed(method: str, refine: Callable[..., Refinement], *arguments: object) -> Row:
+        begin = time.perf_counter()
+        result = refine(*asked, *arguments, **settings)
+        budgets = result.ledger.budgets()
+        seconds = time.perf_counter() - begin
+        return Row(method, result.samples, result.costs, seconds, (budgets["B_seq"], budgets["B_total"]))
+
+    def config(*drafts: int) -> PDRConfig:
+        return PDRConfig(drafts, workspace=8, tokens=HORIZON)
+
+    yield timed("sequential refinement, 3 rounds", sequential_refinement, 3, config(4))
+    yield timed("parallel-distill-refine (4, 1)", parallel_distill_refine, config(4))
+    yield timed("parallel-distill-refine (4, 4, 1)", parallel_distill_refine, config(4, 4))
+
+
+METHODS = (one_response, best_of_n, power, particles, ladder, tries, chunks, refinement, cascade)
 
 
 def rewards(world: World) -> dict[str, Callable[[Samples], torch.Tensor]]:
@@ -167,8 +197,10 @@ def rewards(world: World) -> dict[str, Callable[[Samples], torch.Tensor]]:
     }
 
 
-def mean_logp(samples: Samples) -> float:
-    return float(samples.total_logp().mean())
+def mean_logp(world: World, samples: Samples) -> float:
+    """Mean log-probability as an author's responses, whoever wrote them."""
+    scored = score(world.text_model.model, world.prompts, [responses[0].tokens for responses in samples])
+    return float(np.mean([float(logp.double().sum()) for logp in scored]))
 
 
 def curves(world: World) -> dict:
@@ -199,8 +231,9 @@ def compute() -> dict:
             short = float((row.samples.lengths <= SHORT).double().mean())
             rows.append(
                 {
-                    "method": row.method, "accuracy": accuracy(right), **by_kind, "logp": mean_logp(row.samples),
+                    "method": row.method, "accuracy": accuracy(right), **by_kind, "logp": mean_logp(world, row.samples),
                     "short": short, "decoded": row.decoded, "sequential": row.sequential, "seconds": row.seconds,
+                    "budgets": row.budgets,
                 }
             )  # fmt: skip
     counts = {kind: int((kinds == kind).sum()) for kind in KINDS}
@@ -215,22 +248,26 @@ def table(result: dict) -> str:
         "",
         f"{'':36}{'accuracy':>9} {'95 %':14}{'plain':>7}{'tempting':>9}{'hard':>6}{'mean':>7}{'short':>7}"
         f"{'tokens':>8}{'in a':>7}",
-        f"{'':36}{'':9} {'interval':14}{'':22}{'log p':>7}{'share':>7}{'':8}{'row':>7}{'seconds':>9}",
+        f"{'':36}{'':9} {'interval':14}{'':22}{'log p':>7}{'share':>7}{'':8}{'row':>7}{'seconds':>9}{'B_seq':>7}"
+        f"{'B_total':>9}",
     ]
     for row in result["rows"]:
         mean, low, high = row["accuracy"]
         plain, tempting, hard = (row[kind][0] for kind in KINDS)
+        budgets = "{:7.0f}{:9.0f}".format(*row["budgets"]) if row["budgets"] else ""
         lines.append(
             f"{row['method']:36}{mean:9.3f} [{low:.3f}, {high:.3f}]{plain:6.2f}{tempting:9.2f}{hard:6.2f}"
             f"{row['logp']:7.2f}{row['short']:7.2f}{row['decoded']:8.1f}{row['sequential']:7.1f}{row['seconds']:9.1f}"
+            f"{budgets}"
         )
-    return "\n".join((*lines, "", LESSONS))
+    return "\n".join((*lines, "", committed(), "", LESSONS))
 
 
 LESSONS = """tokens: decoded per problem, "in a row" those that wait for each other. short: answers that show no steps.
+B_seq, B_total: tokens of prompts and responses, of the calls that wait for each other and of all (for whole calls).
 plain: the right draft is the most likely one, token by token; any sharpening helps.
 tempting: the likeliest first token (a guess) has many poor futures; sharpening tokens hurts, whole responses helps.
-hard: the most likely draft holds a misconception; no sharpening helps, only checking the steps will."""
+hard: the most likely draft holds a misconception; no sharpening helps, only checking steps does (refine, cascade)."""
 
 COLOURS = {
     "log-probability": "#0072B2", "log p per token": "#56B4E9", "majority vote": "#D55E00",

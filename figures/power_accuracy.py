@@ -17,6 +17,7 @@ from reference.text_model import TextModel
 from toy.relay import make_problems
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/sampling.py", "reference/randomness.py", "reference/transformer.py", "reference/chains.py",
     "reference/power_sampling.py", "reference/best_of_n.py", "toy/relay.py", "toy/checkpoint/model.safetensors",
     "figures/power_accuracy.py",

@@ -16,6 +16,7 @@ from theory.power import power_law
 from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/sampling.py", "reference/power_sampling.py", "reference/chains.py", "reference/randomness.py",
     "theory/suffix_mh.py", "theory/blocked_chain.py", "theory/power.py", "toy/tabular.py",
     "figures/power_convergence.py",

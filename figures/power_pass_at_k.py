@@ -14,6 +14,7 @@ from reference.text_model import TextModel
 from toy.relay import make_problems
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/sampling.py", "reference/randomness.py", "reference/transformer.py", "reference/chains.py",
     "reference/power_sampling.py", "reference/evaluation.py", "toy/relay.py", "toy/checkpoint/model.safetensors",
     "figures/power_pass_at_k.py",

@@ -18,6 +18,7 @@ from theory.power import pivotal_log_odds
 from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/sampling.py", "reference/power_sampling.py", "reference/chains.py", "reference/randomness.py",
     "theory/markov_chain.py", "theory/power.py", "toy/tabular.py", "figures/power_pivotal.py",
 )  # fmt: skip

@@ -43,7 +43,7 @@ from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
     *(f"reference/{name}.py" for name in (
-        "sampling", "samples", "randomness", "transformer", "proposals", "chains", "lanes", "rollouts",
+        "sampling", "token_law", "samples", "randomness", "transformer", "proposals", "chains", "lanes", "rollouts",
         "power_sampling", "prefetching", "multiple_try", "parallel_tempering", "ladders", "power_smc", "particles",
         "lookahead", "decisions", "best_of_n",
     )),

@@ -19,6 +19,7 @@ from toy.relay import make_problems
 from toy.tabular import TabularLM
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/sampling.py", "reference/randomness.py", "reference/transformer.py", "reference/chains.py",
     "reference/power_sampling.py", "theory/cost.py", "theory/suffix_mh.py", "toy/tabular.py", "toy/relay.py",
     "toy/checkpoint/model.safetensors", "figures/power_tokens.py",

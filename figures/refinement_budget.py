@@ -13,14 +13,15 @@ import numpy as np
 from figures import _refinement as R
 from reference.parallel_distill_refine import PDRConfig, Refinement, parallel_distill_refine
 from reference.sequential_refinement import draws_for, independent_drafts, sequential_refinement
+from toy import relay
 
 DEPENDS = (*R.DEPENDS, "figures/refinement_budget.py")
-PROBLEMS = 150  # for each seed
+PROBLEMS, MORE = 150, 800  # for each seed; MORE where a difference of few points is to be decided
 SCHEDULES = ((4,), (4, 4), (4, 4, 4))
 
 
-def compute(problems: int = PROBLEMS) -> dict:
-    """Five minutes on two cores."""
+def compute(problems: int = PROBLEMS, more: int = MORE) -> dict:
+    """Eight minutes on one core."""
     found: dict[str, list] = {}
     unsolved: list[np.ndarray] = []
     sizes = {}
@@ -38,7 +39,9 @@ def compute(problems: int = PROBLEMS) -> dict:
         for rounds in (0, 1, 3, 5):
             keep(f"sequential, {rounds} rounds" if rounds else "single pass",
                  sequential_refinement(speaker, questions, rounds, R.CONFIG, **settings))  # fmt: skip
-        analysed = sequential_refinement(speaker, questions, 3, R.CONFIG, analyst=R.analyst(speaker), **settings)
+        analysed = sequential_refinement(
+            speaker, questions, 3, R.CONFIG, analyst=relay.analyst(speaker.templates), **settings
+        )
         keep("sequential with error analysis, 3 rounds", analysed)
         keep("greedy", independent_drafts(speaker, questions, 1, replace(R.CONFIG, temperature=0.0), **settings))
         for drafts in SCHEDULES:
@@ -46,7 +49,7 @@ def compute(problems: int = PROBLEMS) -> dict:
             config = replace(R.CONFIG, drafts=drafts)
             result = refine(f"summary ({name})", config, **settings)
             if drafts == (4,):
-                ok = world.right([[text] for text in result.texts])[:, 0]
+                ok = world.graded(result)
                 unsolved.append(ok[~world.right(result.rounds[0]).any(1)])
             n = sizes[name] = draws_for(result.ledger)
             for choice in ("majority", "log-probability"):
@@ -68,6 +71,32 @@ def compute(problems: int = PROBLEMS) -> dict:
         "counts": {kind: int((kinds == kind).sum()) for kind in R.KINDS},
         "rows": {name: R.row(results) for name, results in found.items()},
         "no draft right": {"problems": len(none), "right": int(none.sum())},
+        "chosen at random": chosen_at_random(more),
+    }  # fmt: skip
+
+
+def chosen_at_random(problems: int) -> dict:
+    """Reports on two drafts at random, a new one for each draft of the next round, against one report on all four, and
+    against what the tokens of the former buy else; paired by problem."""
+    found: dict[str, list] = {}
+    for world in R.worlds(problems):
+        given = (world.speaker, world.questions)
+        summary, random = (
+            parallel_distill_refine(*given, replace(R.CONFIG, drafts=(4, 4), distiller=distiller), seed=world.seed)
+            for distiller in ("summary", "random-k")
+        )
+        n = draws_for(random.ledger)
+        for name, result in (
+            ("random-2 (4, 4, 1)", random), ("summary (4, 4, 1)", summary),
+            ("majority, tokens of random-2", independent_drafts(*given, n, R.CONFIG, seed=world.seed)),
+            ("single pass", independent_drafts(*given, 1, R.CONFIG, seed=world.seed)),
+        ):  # fmt: skip
+            found.setdefault(name, []).append((world, result))
+    right = {name: np.concatenate([world.graded(result) for world, result in each]) for name, each in found.items()}
+    first, *others = found
+    return {
+        "problems": problems, "rows": {name: R.row(each) for name, each in found.items()},
+        "random-2 minus": {name: R.difference(right[first], right[name]) for name in others},
     }  # fmt: skip
 
 
@@ -77,6 +106,12 @@ def table(result: dict) -> str:
         rates = [row["accuracy"][kind][0] if kind in row["accuracy"] else np.nan for kind in ("all", *R.KINDS)]
         lines.append(f"{name:46}{rates[0]:9.3f}{rates[1]:7.2f}{rates[2]:10.2f}{rates[3]:6.2f}"
                      f"{row['B_seq']:8.0f}{row['B_total']:9.0f}")  # fmt: skip
+    random = result["chosen at random"]
+    lines.append(
+        f"\nreports on two drafts at random (4, 4, 1), {len(result['seeds']) * random['problems']} problems, minus"
+    )
+    for name, (mean, low, high) in random["random-2 minus"].items():
+        lines.append(f"  {name:44}{mean:+9.3f} [{low:+.3f}, {high:+.3f}]")
     return "\n".join(lines)
 
 

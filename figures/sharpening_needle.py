@@ -18,6 +18,7 @@ from theory import exploration as ex
 from toy.linear_softmax import LinearSoftmax, needle_class, per_response
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/rlhf_sharpening.py", "reference/sft_sharpening.py", "reference/best_of_n.py", "reference/sampling.py",
     "toy/linear_softmax.py", "theory/exploration.py", "figures/sharpening_needle.py",
 )  # fmt: skip

@@ -19,6 +19,7 @@ from theory.exploration import World
 from toy.linear_softmax import LinearSoftmax
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/rlhf_sharpening.py", "reference/sft_sharpening.py", "reference/sampling.py", "toy/linear_softmax.py",
     "theory/exploration.py", "figures/sharpening_sec.py",
 )  # fmt: skip

@@ -19,6 +19,7 @@ from theory.best_of_n import best_of_n_law, c_cov
 from toy.tabular import TabularLM
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/sft_sharpening.py", "reference/best_of_n.py", "reference/sampling.py", "toy/tabular.py",
     "theory/best_of_n.py", "figures/sharpening_sft.py",
 )  # fmt: skip

@@ -17,6 +17,7 @@ from toy.pretrain import CHECKPOINT
 from toy.relay import ERRORS, World
 
 DEPENDS = (
+    "reference/token_law.py",
     "reference/sampling.py", "reference/transformer.py", "toy/relay.py", "toy/abilities.py", "toy/checkpoint",
     "figures/toy_world.py",
 )  # fmt: skip

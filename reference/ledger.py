@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from torch import Tensor
+
 from reference.samples import Cost, Samples
 from reference.sampling import child_seed, key_of
 from reference.text_model import Stage, TextModel
 
 Prompts = Sequence[Sequence[Sequence[int]]]  # [problem][prompt]: ids
+Text = tuple[Sequence[int], Tensor]  # a call's prompt and response: ids
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Ledger:
         self.speaker, self.questions, self.seed, self.settings = speaker, list(questions), seed, settings
         self.keys = [key_of(key) for key in (keys if keys is not None else range(len(questions)))]
         self.calls: list[list[Call]] = [[] for _ in questions]  # per problem
+        self.texts: list[list[Text]] = [[] for _ in questions]  # per problem, of each call: ids, to be trained on
         self.costs = [Cost()] * len(questions)  # per problem, as counted by the decoder
         self.steps = 0
         self.samples: Samples  # of the last step that asked anything
@@ -81,10 +85,12 @@ class Ledger:
         texts, out = self.speaker.reply(flat, seed=seed, keys=keys, **self.settings, **settings)
         replies: list[list[list[str]]] = [[] for _ in prompts]
         shares: list[list[Cost]] = [[] for _ in prompts]
-        for i, prompt, each, lengths, cost in zip(owners, flat, texts, out.samples.lengths.tolist(), out.costs):
+        responses = zip(out.samples.tokens, out.samples.lengths.tolist())
+        for i, prompt, each, (tokens, lengths), cost in zip(owners, flat, texts, responses, out.costs):
             replies[i].append(each)
             shares[i].append(cost)
             self.calls[i] += [Call(self.steps, role, len(prompt), length) for length in lengths]
+            self.texts[i] += [(prompt, row[:length]) for row, length in zip(tokens, lengths)]
         self.costs = [cost + Cost.parallel(share) for cost, share in zip(self.costs, shares)]
         self.samples = out.samples
         return replies

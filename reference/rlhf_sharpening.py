@@ -41,14 +41,15 @@ class RLHFConfig:
     beta: float = 0.1  # β, weight of KL(π‖π_base) against the reward: the target is π_base^(1+1/β)
     alpha: float = 1e-6  # α, weight of XPO's bonus; DPO ignores it
     rounds: int = 100  # T of XPO
-    pairs: int = 1  # pairs per prompt (DPO) or per round (XPO; the paper's 1)
+    prompts: int = 1  # per round of XPO (the paper's 1)
+    pairs: int = 1  # per prompt (XPO: in each round; the paper's 1)
     max_new_tokens: int = 512  # the horizon
 
     def check(self) -> None:
         """ValueError: a setting out of range."""
         if not self.beta > 0 or not self.alpha >= 0:
             raise ValueError(f"beta is {self.beta} and alpha is {self.alpha}; they must be above 0 and at least 0")
-        for name in ("rounds", "pairs", "max_new_tokens"):
+        for name in ("rounds", "prompts", "pairs", "max_new_tokens"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
 
@@ -155,8 +156,9 @@ def xpo_rounds(
     config.check()
     minimise = minimise or default_minimise(policy_class, seed)
     stop_ids, policy, data = list(stop_ids), base, None
-    u = uniform(child_seed(seed, "prompts"), torch.arange(config.rounds), torch.tensor([0]), 0, 0, CHOICE)
-    asked = [prompts[i] for i in (u * len(prompts)).long().tolist()]  # x^(1), ..., x^(T)
+    draws = torch.arange(config.rounds * config.prompts)
+    u = uniform(child_seed(seed, "prompts"), draws, torch.tensor([0]), 0, 0, CHOICE)
+    asked = [prompts[i] for i in (u * len(prompts)).long().tolist()]  # x^(1), ..., x^(T), `config.prompts` each
 
     def draw(model: LanguageModel, texts: Prompts, seed: int):
         drawn = generate(
@@ -166,13 +168,14 @@ def xpo_rounds(
         return collect(base, texts, drawn.samples, reward), drawn.costs
 
     from_base, base_costs = draw(base, asked, child_seed(seed, "base"))  # y' depends on nothing: drawn at once
-    for t, prompt in enumerate(asked):
-        first, (cost,) = draw(policy, [prompt], child_seed(seed, "policy", t))
-        second = from_base[t * config.pairs : (t + 1) * config.pairs]
+    for t in range(config.rounds):
+        own = slice(t * config.prompts, (t + 1) * config.prompts)
+        first, costs = draw(policy, asked[own], child_seed(seed, "policy", t))
+        second = from_base[own.start * config.pairs : own.stop * config.pairs]
         data = (first, second) if data is None else (data[0] + first, data[1] + second)
         loss = Loss(lambda policy, y, other: xpo_loss(policy, y, other, config.beta, config.alpha), data)
         policy = minimise(loss, policy_class)
-        yield policy, data, Cost.parallel([cost, base_costs[t]]) + first.cost + second.cost
+        yield policy, data, Cost.parallel([*costs, *base_costs[own]]) + first.cost + second.cost
 
 
 def xpo(

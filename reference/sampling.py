@@ -1,4 +1,4 @@
-"""Sampling from a language model: the interface, the one decoding loop, `generate`, `score`, and what they cost.
+"""Sampling from a language model: the interface, the one decoding loop, and `generate`.
 
     x_t ~ q(· | prompt, x_<t),   q = top-p ∘ top-k ∘ softmax(log p / temperature),   until a stop id or the horizon
 
@@ -15,10 +15,7 @@ The model's own generation defaults (repetition penalty, top-p, ...) are never a
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -26,11 +23,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reference.randomness import TOKEN, absorb, address, child_seed, key_of, uniform, unit
+from reference.requests import (
+    POSITIONS_PER_CALL,
+    Requests,
+    check_finite,
+    check_horizons,
+    check_law,
+    check_prompts,
+    choose_slots,
+    make_requests,
+)
 from reference.samples import Cost, Generation, Sample, Samples
+from reference.scoring import score
+from reference.token_law import inverse_cdf, keep_best, log_law
 
 __all__ = [
-    "Cache", "Cost", "Decoder", "Generation", "LanguageModel", "Requests", "Sample", "Samples", "child_seed",
-    "generate", "generate_naive", "inverse_cdf", "log_law", "score", "uniform",
+    "Cache", "Cost", "Decoder", "Generation", "LanguageModel", "Requests", "Sample", "Samples", "check_finite",
+    "check_horizons", "check_law", "check_prompts", "child_seed", "choose_slots", "decode_all", "generate",
+    "generate_naive", "inverse_cdf", "keep_best", "key_of", "log_law", "make_requests", "score", "uniform",
 ]  # fmt: skip
 
 
@@ -66,80 +76,7 @@ class LanguageModel(Protocol):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The law of one token
-
-
-def log_law(
-    logits: Tensor, temperature: float | Tensor = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """The proposal law, log q [rows, vocab], of logits [rows, vocab]; -inf where a filter has cut.
-
-    Order of filters: temperature; top-k, exactly k ids, ties to the smaller id; top-p on the renormalised law: sorted
-    by (-q, id), an id stays iff the mass before it is < top_p. Temperature 0 is all mass on the first arg max.
-    Temperatures [rows] > 0 give each row its own.
-    """
-    if isinstance(temperature, Tensor):
-        logits = (logits - logits.amax(-1, keepdim=True)) / temperature[:, None].to(logits.dtype)
-    elif temperature == 0:
-        best = torch.full_like(logits, -math.inf)
-        return best.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
-    elif temperature != 1:
-        logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: nothing overflows
-    logq = logits.log_softmax(-1)
-    if top_k is not None and top_k < logits.shape[-1]:
-        logq = keep_best(logq, lambda mass: torch.arange(mass.shape[-1], device=mass.device) < top_k)
-    if top_p is not None and top_p < 1:
-        logq = keep_best(logq, lambda mass: mass.cumsum(-1) - mass < top_p)
-    return logq
-
-
-def keep_best(logq: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
-    """Cut a law to the ids that `keep` (float64 masses in falling order -> bool) keeps, and renormalise it."""
-    ranked, ids = logq.sort(dim=-1, descending=True, stable=True)  # stable: ties keep the order of ids
-    cut = ~keep(ranked.double().exp())
-    return logq.scatter(-1, ids, ranked.masked_fill(cut, -math.inf)).log_softmax(-1)
-
-
-def inverse_cdf(logq: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The ids that u in [0, 1), float64 [rows], draws from laws log q [rows, vocab]: int64 [rows], and for each the
-    interval low <= u < high, float64 [rows], of the numbers that draw it.
-
-    In float64 (at 152k ids float32's cumulative sum has steps wider than many probabilities), and never an id of
-    probability 0: the cumulative sum, divided by its last entry, reaches 1 at the last id that has any mass.
-    """
-    cdf = logq.double().exp().cumsum(-1)
-    cdf = cdf / cdf[:, -1:]
-    token = torch.searchsorted(cdf, u[:, None], right=True)
-    token = token.clamp(max=logq.shape[-1] - 1)  # a law of NaNs is reported later, by `check_finite`
-    low = cdf.gather(1, (token - 1).clamp(min=0)).masked_fill(token == 0, 0.0)
-    return token[:, 0], low[:, 0], cdf.gather(1, token)[:, 0]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The one decoding loop
-
-
-@dataclass(frozen=True)
-class Requests:
-    """n requests, as int64 tensors [n]."""
-
-    prompt: Tensor  # index into the decoder's prompts
-    key: Tensor  # the address of its random numbers: the prompt's key,
-    sample: Tensor  # and which of the prompt's samples
-    horizon: Tensor  # most response tokens
-    index: Tensor  # 0 .. n-1
-
-    @classmethod
-    def of(cls, keys: Tensor, n: int, horizons: Tensor) -> Requests:
-        """n samples of each prompt, from its key and its horizon (int64 [prompts]), in the order of the prompts."""
-        index = torch.arange(len(keys) * n, device=keys.device)
-        return cls(index // n, keys[index // n], index % n, horizons[index // n], index)
-
-    def __len__(self) -> int:
-        return len(self.prompt)
-
-    def __getitem__(self, chosen: Tensor) -> Requests:
-        return Requests(*(tensor[chosen] for tensor in vars(self).values()))
 
 
 class Decoder:
@@ -300,11 +237,8 @@ class Decoder:
         return Samples(tokens[:, None], logp[:, None], logq[:, None], length[:, None], finished[:, None])
 
 
-POSITIONS_PER_CALL = 1 << 11  # how many positions prefilling and scoring compute at a time
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Generate and score
+# Generate
 
 
 @torch.no_grad()
@@ -405,143 +339,3 @@ def generate_naive(
         if text[-1] in set(stop_ids):
             break
     return text[len(prompt) :]
-
-
-@torch.no_grad()
-def score(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int] | Tensor],
-    continuations: Sequence[Sequence[int] | Tensor],
-    *,
-    logits_bytes: int = 1 << 28,
-) -> list[Tensor]:
-    """Log-probability of each token of continuations[i] after prompts[i], at temperature 1: float32 [length] each.
-
-    Texts of like length share a batch, and both rows and positions are taken in chunks, so that no more than about
-    `logits_bytes` of logits exist at a time. ValueError as in `generate`.
-    """
-    prompts, continuations = check_prompts(model, prompts), check_prompts(model, continuations, "continuation")
-    if len(prompts) != len(continuations):
-        raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations; give one for each")
-    texts = [torch.cat(pair)[:-1] for pair in zip(prompts, continuations)]  # the last token is never fed
-    check_horizons(model, prompts, [len(continuation) for continuation in continuations])
-    results: list[Tensor] = [torch.empty(0)] * len(texts)
-    budget = max(1, logits_bytes // (8 * model.vocab_size))  # positions whose logits, and their sums, fit
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    while order:
-        longest = len(texts[order[-1]])
-        most = max(1, min(POSITIONS_PER_CALL // longest, budget // 64))
-        rows = [order.pop() for _ in range(min(len(order), most))]
-        tokens = torch.nn.utils.rnn.pad_sequence([texts[i] for i in rows], batch_first=True).to(model.device)
-        targets = tokens.roll(-1, 1)
-        for row, i in enumerate(rows):
-            targets[row, len(texts[i]) - 1] = continuations[i][-1]
-        positions = torch.arange(longest, device=model.device).expand(tokens.shape)
-        cache = model.new_cache(len(rows), longest)
-        first = min(len(prompts[i]) for i in rows) - 1  # before it nobody's continuation is predicted
-        if first:
-            model(tokens[:, :first], positions[:, :first], cache, logits=False)
-        logp = torch.zeros(tokens.shape, device=model.device)
-        for a in range(first, longest, chunk := max(1, budget // len(rows))):
-            part = slice(a, a + chunk)
-            logits = model(tokens[:, part], positions[:, part], cache)
-            chosen = logits.gather(-1, targets[:, part, None])[..., 0]
-            logp[:, part] = (chosen - logits.logsumexp(-1)).float()
-        for row, i in enumerate(rows):
-            results[i] = logp[row, len(prompts[i]) - 1 : len(texts[i])].clone()
-    for i, values in enumerate(results):
-        if values.isnan().any():
-            raise ValueError(f"the model's logits are not a law (NaN or infinite) for prompt {i}")
-    return results
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks and sizes
-
-
-def check_prompts(model: LanguageModel, prompts: Sequence, name: str = "prompt") -> list[Tensor]:
-    """Token ids as int64 tensors. ValueError: no prompt, an empty one, an id outside the vocabulary."""
-    if not len(prompts):
-        raise ValueError(f"no {name}s were given")
-    texts = [torch.as_tensor(prompt, dtype=torch.int64, device=model.device) for prompt in prompts]
-    for i, text in enumerate(texts):
-        if text.dim() != 1 or not len(text):
-            raise ValueError(f"{name} {i} is empty or not a list of ids; give at least one token (a BOS id, say)")
-    flat = torch.cat(texts)
-    if flat.min() < 0 or flat.max() >= model.vocab_size:
-        i = next(i for i, text in enumerate(texts) if text.min() < 0 or text.max() >= model.vocab_size)
-        bad = next(t for t in texts[i].tolist() if not 0 <= t < model.vocab_size)
-        raise ValueError(f"{name} {i} has id {bad}, outside the model's vocabulary 0..{model.vocab_size - 1}")
-    return texts
-
-
-def check_horizons(model: LanguageModel, texts: list[Tensor], max_new_tokens: int | Sequence[int]) -> list[int]:
-    """Each prompt's horizon. ValueError: below 1, or prompt and response together beyond the model's maximum."""
-    given = [max_new_tokens] * len(texts) if isinstance(max_new_tokens, int) else max_new_tokens
-    horizons = [int(horizon) for horizon in given]
-    if len(horizons) != len(texts):
-        raise ValueError(f"{len(horizons)} values of max_new_tokens for {len(texts)} prompts; give one or one for each")
-    for i, (text, horizon) in enumerate(zip(texts, horizons)):
-        if horizon < 1:
-            raise ValueError(f"max_new_tokens is {horizon} for prompt {i}; it must be at least 1")
-        if model.max_length is not None and len(text) + horizon > model.max_length:
-            raise ValueError(
-                f"prompt {i} has {len(text)} tokens and max_new_tokens is {horizon}: {len(text) + horizon} in all, "
-                f"more than the model's maximum of {model.max_length}; shorten one of them"
-            )
-    return horizons
-
-
-def check_law(model: LanguageModel, stop_ids: list[int], temperature: float, top_k: int | None, top_p: float | None):
-    """ValueError: a setting of the proposal law, or a stop id, out of range."""
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every id")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be in (0, 1], or None to keep every id")
-    for stop in stop_ids:
-        if not 0 <= stop < model.vocab_size:
-            raise ValueError(f"stop id {stop} is outside the model's vocabulary 0..{model.vocab_size - 1}")
-
-
-def check_finite(logp: Tensor, request: Tensor, n: int, keys: Sequence[int | str] | None) -> None:
-    """NaN or infinite logits make the token's log-probability NaN: looked for in the requests that have ended."""
-    if (bad := logp.isnan()).any():
-        row, position = bad.nonzero()[0].tolist()
-        prompt, sample = divmod(int(request[row]), n)
-        name = f" (key {keys[prompt]!r})" if keys is not None else ""
-        raise ValueError(
-            f"the model's logits are not a law (NaN or infinite) for prompt {prompt}{name}, sample {sample}, at "
-            f"response position {position}; try float32 weights"
-        )
-
-
-def make_requests(
-    model: LanguageModel, texts: list[Tensor], horizons: list[int], n: int, keys: Sequence[int | str] | None
-) -> Requests:
-    """n samples of each text. ValueError: n below 1, or another number of keys."""
-    if n < 1:
-        raise ValueError(f"samples_per_prompt is {n}; it must be at least 1")
-    if keys is not None and len(keys) != len(texts):
-        raise ValueError(f"{len(keys)} keys for {len(texts)} prompts; give one for each")
-    named = [key_of(name) for name in (range(len(texts)) if keys is None else keys)]
-    return Requests.of(torch.tensor(named, device=model.device), n, torch.tensor(horizons, device=model.device))
-
-
-def choose_slots(
-    slots: int | None, model: LanguageModel, requests: int, capacity: int, caches: int = 1, group: int = 1
-) -> int:
-    """How many requests to decode at a time: `slots`, but no more than there are; or up to 256, if their caches and
-    logits fit half of the free memory. Always a multiple of `group`."""
-    if slots is not None and slots < group:
-        raise ValueError(f"slots is {slots}; it must be at least {group}")
-    if slots is None:
-        if model.device.type == "cuda":
-            free = torch.cuda.mem_get_info(model.device)[0]
-        else:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        bytes_of = getattr(model, "kv_bytes_per_token", lambda: 0)
-        per_slot = caches * capacity * bytes_of() + 32 * model.vocab_size  # logits and laws in float32, CDF in float64
-        slots = max(1, min(256, free // 2 // per_slot))
-    return min(max(slots, group) // group * group, requests)

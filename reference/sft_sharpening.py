@@ -14,10 +14,12 @@ log-likelihood of them with its gradient, and how a loss is minimised over a cla
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -113,6 +115,13 @@ class Loss:
     def __len__(self) -> int:
         return len(self.data[0])
 
+    @property
+    def digest(self) -> str:
+        """What tells this loss from another when a run is resumed: its data, and what the base says of them."""
+        values = [getattr(part, field.name).cpu().numpy() for part in self.data for field in fields(part)]
+        content = "".join(f"{value.shape}" for value in values).encode() + b"".join(map(np.ndarray.tobytes, values))
+        return hashlib.blake2b(content, digest_size=8).hexdigest()
+
 
 class FiniteClass(Sequence):
     """Policies that differ in their parameters alone, which are kept stacked: a loss is computed for all at once."""
@@ -157,8 +166,8 @@ class Enumerate:
 class Descend:
     """minimise(loss, policies): L-BFGS on the whole loss from each of the given policies, and the best end of them.
 
-    For small models; the policies given are starting points and stay as they are. (A transformer is trained on batches
-    `loss(policy, rows)`.)"""
+    For small models; the policies given are starting points and stay as they are. (`reference.training.Batches` is for
+    transformers.)"""
 
     steps: int = 100
     tolerance: float = 1e-6  # of the gradient of the mean loss
@@ -228,7 +237,8 @@ def sft_sharpen(
     """Fit a policy of the class to the best of N responses to each prompt (drawn from μ by the caller; may repeat).
 
     minimise(loss, policy_class): `Enumerate` for a `FiniteClass`, `Descend` for starting points (None: whichever
-    fits), or any trainer. settings: as for `generate`, whose errors it raises.
+    fits), `reference.training.Batches` for a transformer, which itself is then the policy class. settings: as for
+    `generate`, whose errors it raises.
     """
     if config.mu is not None and reward is not log_probability:
         raise ValueError(f"mu is {config.mu}: the adaptive rule scores by log_probability; drop mu or the reward")

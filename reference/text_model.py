@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,7 +111,7 @@ class TextModel:
         tokenizer = Tokenizer.from_pretrained(folder)
         named = templates or read_json(folder / "config.json").get("templates")
         if named is None:
-            named = chat_templates if tokenizer.chat_templates else Templates()
+            named = "reference.chat_templates:chat_templates" if tokenizer.chat_templates else Templates()
         made = make_templates(named, tokenizer)  # before the model: a wrong name should not cost minutes
         model = Transformer.from_pretrained(folder, dtype=dtype, device=device, max_length=max_length)
         return cls(model, tokenizer, tokenizer.stop_ids, made)
@@ -169,117 +168,3 @@ def make_templates(templates: TemplatesLike, tokenizer: Tokenizer) -> Templates:
             "tokenizer that returns one"
         )
     return made
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Chat models
-
-AUTHOR = (
-    "{question}\n\n"
-    "Work through this step by step. When you are done, write the final answer, and nothing else, inside \\boxed{{}}."
-)
-
-DISTILLER = (
-    "Problem:\n{question}\n\n{drafts}\n\n"
-    "Do not solve the problem anew. Write a short report for somebody who will solve it and sees nothing else:\n"
-    "Agreed: what the solutions have in common.\nDisputed: where they contradict each other, and who is right if you "
-    "can tell.\nEstablished: intermediate results that you have checked.\nOpen: what is still missing.\nNext: how to "
-    "go on."
-)
-SELECTOR = (
-    "Problem:\n{question}\n\n{drafts}\n\n"
-    "Which {k} of these solutions are the most likely to be right? Check them, then write their numbers, best first, "
-    "separated by commas, inside \\boxed{{}}."
-)
-REFINER = (
-    "{question}\n\n"
-    "Here is what is known from earlier attempts. It may be wrong:\n\n{workspace}\n\n"
-    "Check it, use what holds, correct what does not, and solve the problem step by step. When you are done, write the "
-    "final answer, and nothing else, inside \\boxed{{}}."
-)
-ANALYST = (
-    "Problem:\n{question}\n\nA solution:\n{draft}\n\n"
-    "Go through the solution step by step and list its errors and gaps. Do not write a new solution."
-)
-
-
-def chat_templates(tokenizer: Tokenizer) -> Templates:
-    """The set for models with a chat template, after the structure that the papers describe, in our own words.
-
-    Roles: author(question), refiner(question, workspace), aggregator(question, drafts), reviser(question, draft) give a
-    final answer; distiller(question, drafts) a report; selector(question, drafts, k) a list of indices, best first. Of
-    the drafts only the solution is shown, not the thinking.
-    """
-
-    def ask(text: str, **fields: Any) -> list[int]:
-        return tokenizer.chat_prompt([{"role": "user", "content": text.format(**fields)}])
-
-    def author(question: str) -> list[int]:
-        return ask(AUTHOR, question=question)
-
-    def distiller(question: str, drafts: Sequence[str]) -> list[int]:
-        return ask(DISTILLER, question=question, drafts=numbered(drafts))
-
-    def selector(question: str, drafts: Sequence[str], k: int) -> list[int]:
-        return ask(SELECTOR, question=question, drafts=numbered(drafts), k=k)
-
-    def refiner(question: str, workspace: str) -> list[int]:
-        return ask(REFINER, question=question, workspace=workspace)
-
-    def aggregator(question: str, drafts: Sequence[str]) -> list[int]:
-        return ask(REFINER, question=question, workspace=numbered(drafts))
-
-    def reviser(question: str, draft: str) -> list[int]:
-        return ask(REFINER, question=question, workspace=numbered([draft]))
-
-    def indices(text: str) -> list[int] | None:
-        named = [int(number) - 1 for number in re.findall(r"\d+", last_boxed(text) or "")]
-        return list(dict.fromkeys(named)) or None
-
-    return Templates(
-        "chat",
-        {
-            "author": Role(author, last_boxed),
-            "distiller": Role(distiller, solution),
-            "selector": Role(selector, indices),
-            "refiner": Role(refiner, last_boxed),
-            "aggregator": Role(aggregator, last_boxed),
-            "reviser": Role(reviser, last_boxed),
-        },
-    )
-
-
-def chat_analyst(tokenizer: Tokenizer) -> Stage:
-    """Error analysis for `sequential_refinement`: its verdict is a workspace, the draft with what is wrong with it."""
-
-    def analyse(question: str, candidate: str, replies: Replies) -> list[list[int]]:
-        content = ANALYST.format(question=question, draft=solution(candidate))
-        return [tokenizer.chat_prompt([{"role": "user", "content": content}])]
-
-    def workspace(question: str, candidate: str, replies: Replies) -> str:
-        return f"{numbered([candidate])}\n\nA critic on it:\n{solution(replies[0][0])}"
-
-    return Stage((analyse,), workspace)
-
-
-def solution(text: str) -> str:
-    """A response without its thinking."""
-    return text.rpartition("</think>")[2].strip()
-
-
-def numbered(drafts: Sequence[str]) -> str:
-    return "\n\n".join(f"Solution {i}:\n{solution(draft)}" for i, draft in enumerate(drafts, 1))
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{...} whose braces balance, stripped; None if there is none, or nothing in it.
-
-    \{ and \} are characters, not braces: \boxed{\{1, 2\}} gives \{1, 2\}.
-    """
-    answer, last, open_braces = None, -1, []  # where each open brace's content starts; -1 if it is not a box
-    for match in re.finditer(r"(\\+boxed\s*\{)|\\.|[{}]", text, re.DOTALL):  # a backslash takes the next character
-        if match[1] or match[0] == "{":
-            open_braces.append(match.end() if match[1] else -1)
-        elif match[0] == "}" and open_braces and (start := open_braces.pop()) > last:
-            answer, last = text[start : match.start()].strip() or None, start
-    return answer

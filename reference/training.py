@@ -15,6 +15,7 @@ Contracts.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import warnings
@@ -107,6 +108,21 @@ def train(
             if run.step % config.save_every == 0 or run.step == steps:
                 run.save(state)
     return Fitted(run.whole(), run.log)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """minimise(loss, policy) of `sft_sharpen`, `dpo_sharpen` and `xpo`: `train`, on a copy of the policy that is given.
+
+    So the base may be given as the policy. Every round of XPO has other data, and a checkpoint of its own."""
+
+    config: FitConfig
+    state: str | Path | None = None  # as for `train`; "a.pt" becomes "a-N.pt" for N examples
+    after: Callable[[Trainer], None] | None = None
+
+    def __call__(self, loss: Loss, policy: LanguageModel) -> Any:
+        state = self.state and Path(self.state).with_stem(f"{Path(self.state).stem}-{len(loss)}")  # type: ignore[arg-type]
+        return train(copy.deepcopy(policy), loss, self.config, state=state, after=self.after).model
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ One block serves all five families (a weight matrix W acts as x W^T, D = head_di
 
 and what sets a family apart is data in `Config`: biases, RMSNorm on queries and keys (Qwen3), the RoPE frequencies
 (default, llama3, longrope, partial), sliding windows, a tied head. Module names are Hugging Face's, so that a state
-dict *is* a checkpoint; Phi-3's fused matrices are split when loaded and fused again when saved.
+dict *is* a checkpoint (`reference/checkpoints.py`).
 
 Contracts.
 - Logits are float32 (float64 where the model is float64), whatever the weights' dtype.
@@ -22,7 +22,6 @@ Contracts.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -31,9 +30,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from reference.checkpoints import find_folder, read_json, read_weights, write_checkpoint, write_whole
+
+__all__ = ["Config", "KVCache", "Transformer", "at_least_float32", "find_folder", "read_json", "write_whole"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -220,11 +221,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """x [..., size]; `weight` stands in for the module's own (one per head, say)."""
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == at_least_float32(x.dtype):  # no cast: torch's own is the same to the bit, and one call
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         precise = x.to(at_least_float32(x.dtype))
-        normed = precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * (self.weight if weight is None else weight)
+        return (precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
 
 
 def rope_frequencies(config: Config, max_length: int) -> tuple[Tensor, float]:
@@ -299,11 +300,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         q, k, v = (proj(x).view(len(x), -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        heads, qk = (q.shape[1], k.shape[1]), torch.cat((q, k), 1)  # [N, H + K, D]: what befalls both is done once
         if self.q_norm is not None and self.k_norm is not None:
-            weights = [norm.weight.expand(n, -1) for norm, n in zip((self.q_norm, self.k_norm), heads)]
-            qk = self.q_norm(qk, torch.cat(weights))
-        q, k = rotate(qk, cos, sin).split(heads, 1)
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(torch.cat((q, k), 1), cos, sin).split((q.shape[1], k.shape[1]), 1)  # both at once
         return self.o_proj(view.attend(self.layer, q, k, v).reshape(len(x), -1))
 
 
@@ -436,9 +435,7 @@ class Transformer(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         x = self.embed_tokens(tokens.flatten())  # [N = rows · time, hidden]: rows and time meet only in attention
-        angles = positions.flatten()[:, None, None].float() * self.frequencies.to(tokens.device)  # [N, 1, size/2]
-        cos, sin = angles.cos() * self.rope_factor, angles.sin() * self.rope_factor
-        cos, sin = torch.cat((cos, cos), -1).to(x.dtype), torch.cat((-sin, sin), -1).to(x.dtype)
+        cos, sin = self.rotations(positions.flatten(), x.dtype)
         view = View(self.config, positions, cache)
         for layer in self.layers:
             x = layer(x, cos, sin, view)
@@ -446,6 +443,14 @@ class Transformer(nn.Module):
             return None
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         return F.linear(self.norm(x), head.weight).to(at_least_float32(x.dtype)).unflatten(0, tokens.shape)
+
+    def rotations(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What `rotate` takes at some positions [N]: cos and sin, [N, 1, size] each."""
+        frequencies = self.frequencies.to(positions.device)
+        sign = torch.full_like(frequencies, self.rope_factor)
+        angles = positions[:, None, None].float() * torch.cat((frequencies, frequencies))
+        cos, sin = angles.cos() * self.rope_factor, angles.sin() * torch.cat((-sign, sign))
+        return cos.to(dtype), sin.to(dtype)
 
     # -- what it costs ------------------------------------------------------------------------------------------------
 
@@ -491,131 +496,12 @@ class Transformer(nn.Module):
         config = Config.from_json(folder / "config.json")
         with torch.device("meta"):
             model = cls(config, max_length)
-        wanted = model.state_dict()
-        weights: dict[str, Tensor] = {}
-        shipped_head: Tensor | None = None
-        for name, tensor in read_tensors(folder):
-            for part, piece in split_fused(config, name.removeprefix("model."), tensor):
-                if part.endswith("rotary_emb.inv_freq"):
-                    continue  # old files carry it; it follows from the configuration
-                if part == "lm_head.weight" and config.tie_word_embeddings:
-                    shipped_head = piece  # some tied checkpoints ship the embedding twice
-                    continue
-                if part not in wanted:
-                    raise ValueError(f"{folder}: tensor {name!r} has no place in a {config.model_type} model")
-                if piece.shape != wanted[part].shape:
-                    raise ValueError(
-                        f"{folder}: tensor {name!r} has shape {list(piece.shape)}, but the config asks for "
-                        f"{list(wanted[part].shape)}"
-                    )
-                weights[part] = piece.to(device=device, dtype=dtype or piece.dtype).clone()
-        if missing := sorted(wanted.keys() - weights.keys()):
-            raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]!r}")
-        embedding = weights["embed_tokens.weight"]
-        if shipped_head is not None and not torch.equal(shipped_head.to(embedding), embedding):
-            raise ValueError(
-                f"{folder}: tensor 'lm_head.weight' differs from the embedding, but the config ties the two; set "
-                "tie_word_embeddings to false if the file is right"
-            )
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(read_weights(folder, config, model.state_dict(), dtype, device), assign=True)
         return model.eval().requires_grad_(False)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Write config.json and model.safetensors under Hugging Face's names; each file is whole or absent."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {n if n == "lm_head.weight" else f"model.{n}": w for n, w in self.state_dict().items()}
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in fuse(self.config, weights).items()}
-        config = {**self.config.to_dict(), "dtype": str(self.dtype).removeprefix("torch.")}
-        write_whole(folder / "model.safetensors", lambda file: save_file(weights, file, metadata={"format": "pt"}))
-        write_whole(folder / "config.json", lambda file: file.write_text(json.dumps(config, indent=2) + "\n"))
-
-
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # Phi-3's, in order
-
-
-def split_fused(config: Config, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """The named parts of a checkpoint's tensor: itself, or the pieces of one of Phi-3's fused matrices."""
-    c = config
-    kv = c.num_key_value_heads * c.head_dim
-    sizes = {"qkv_proj": (c.num_attention_heads * c.head_dim, kv, kv), "gate_up_proj": (c.intermediate_size,) * 2}
-    for fused, parts in FUSED.items():
-        if c.model_type == "phi3" and f".{fused}." in name:
-            if tensor.shape[0] != sum(sizes[fused]):
-                raise ValueError(f"tensor {name!r} has {tensor.shape[0]} rows, the config asks for {sum(sizes[fused])}")
-            return [(name.replace(fused, p), t) for p, t in zip(parts, tensor.split(sizes[fused]))]
-    return [(name, tensor)]
-
-
-def fuse(config: Config, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `split_fused` on a whole state dict."""
-    if config.model_type != "phi3":
-        return weights
-    weights = dict(weights)
-    for fused, parts in FUSED.items():
-        for name in [n for n in weights if f".{parts[0]}." in n]:
-            pieces = [weights.pop(name.replace(parts[0], part)) for part in parts]
-            weights[name.replace(parts[0], fused)] = torch.cat(pieces)
-    return weights
-
-
-def read_tensors(folder: Path):
-    """(name, tensor) for every tensor of a checkpoint, one at a time: from its index's shards or its single file."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shard_of = read_json(index).get("weight_map", {})
-    else:
-        shard_of = None
-    files = sorted(set(shard_of.values())) if shard_of is not None else ["model.safetensors"]
-    for file in files:
-        if not (folder / file).exists():
-            named = f"; {index.name} names it" if shard_of is not None else ""
-            raise FileNotFoundError(f"{folder / file} does not exist{named}; is the download complete?")
-        try:
-            with safe_open(folder / file, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 (it is not a dict)
-                    if shard_of is not None and shard_of.get(name) != file:
-                        raise ValueError(f"{folder / file}: tensor {name!r} is not listed for it in {index.name}")
-                    yield name, shard.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / file} is not a readable safetensors file ({error}); fetch it again") from None
-
-
-def find_folder(path: str | os.PathLike) -> Path:
-    """A local folder as it is; "owner/name" from the Hugging Face hub."""
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if str(path).count("/") != 1 or str(path)[0] in "./~":
-        raise FileNotFoundError(f"no such folder: {path}; give a checkpoint's folder, or a repository id 'owner/name'")
-    from huggingface_hub import snapshot_download  # a network library: only when asked for
-
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(f"no folder {path}, and it could not be fetched as a repository: {reason}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; a checkpoint folder needs it")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-
-
-def write_whole(path: Path, write) -> None:
-    """Call `write(temporary path)`, flush it to disk and rename it to `path`: the file is never half-written."""
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        write_checkpoint(Path(path), self.config, self.state_dict(), self.dtype)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

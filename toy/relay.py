@@ -41,7 +41,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reference.text_model import Role, Stage, Templates
+from reference.text_model import Replies, Role, Stage, Templates
 from reference.tokenizer import Tokenizer
 
 NOTHING = -1  # fills rows after their end; never a token
@@ -601,3 +601,15 @@ def TEMPLATES(tokenizer: Tokenizer, most: int = World.drafts) -> Templates:
             "correct": Stage((review,), same_answer),
         },
     )  # fmt: skip
+
+
+def analyst(templates: Templates) -> Stage:
+    """Error analysis: the reviewer checks each step; the workspace has the values before the first one in doubt."""
+
+    def confirmed(question: str, candidate: str, replies: Replies) -> str:
+        values = show_values(question, candidate).split()
+        checked = [read_reply(reply) for reply in replies[0]]
+        sure = next((t for t, pair in enumerate(zip(values, checked)) if pair[0] != pair[1]), len(checked))
+        return " ".join(values[:sure] + ["?"] * (len(values) - sure))
+
+    return Stage(templates.stage("facts").turns[:1], confirmed)

@@ -1,12 +1,28 @@
-"""Numbers that are worth reporting: pass@k, intervals, answers."""
+"""Numbers that are worth reporting: pass@k, intervals, answers. Runs of the toy checkpoint that are killed, resumed,
+sharded and merged."""
 
+import dataclasses
 import itertools
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
-from reference.evaluation import accuracy, equal, extract, pass_at_k
+from reference.evaluation import accuracy, equal, evaluate, extract, pass_at_k
+from reference.graders import make_grader
+from reference.power_sampling import PowerConfig, power_sample
+from reference.results import Results, merge, report
+from reference.tasks import Task, parse_shard
+from reference.text_model import TextModel
+from tests.conftest import ROOT
+from toy.relay import make_problems
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
@@ -46,3 +62,95 @@ def test_answers_are_found_and_compared():
         assert equal(given, answer)
     for given, answer in ((None, "1"), ("12", "1.2"), ("x", "y"), ("1/0", "1"), ("", "0")):
         assert not equal(given, answer)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs of the toy checkpoint, by power sampling. This file is also the program that is killed.
+
+CONFIG = PowerConfig(alpha=4.0, block=12, steps=3, horizon=24)
+PROBLEMS = 50
+
+
+def run_toy(task, out, shard="0/1", batch=5, pause=0.0):
+    speaker = TextModel.from_pretrained(ROOT / "toy" / "checkpoint")
+
+    def power(questions, keys):
+        time.sleep(float(pause))
+        prompts = [speaker.prompt("author", question=question) for question in questions]
+        drawn = power_sample(speaker.model, prompts, CONFIG, stop_ids=speaker.stop_ids, samples_per_prompt=2, keys=keys)
+        return [
+            {"responses": [{"text": speaker.tokenizer.decode(x.tokens), "tokens": x.tokens.tolist(),
+                            "logp": x.logp.tolist(), "finished": x.finished} for x in samples],
+             "cost": dataclasses.asdict(cost)} for samples, cost in zip(drawn.samples, drawn.costs)
+        ]  # fmt: skip
+
+    settings = {"model": "toy", "method": "power", **dataclasses.asdict(CONFIG), "batch": batch, **Task(task).settings}
+    with Results(out, settings, parse_shard(shard)) as results:
+        evaluate(power, Task(task), make_grader("numeric"), results, batch=batch)
+    return out
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A task, and the results of one uninterrupted run."""
+    folder = tmp_path_factory.mktemp("toy")
+    task = folder / "task.jsonl"
+    lines = [{"id": x.id, "prompt": x.question, "answer": x.answer} for x in make_problems(PROBLEMS, seed=7)]
+    task.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return task, run_toy(task, folder / "whole.jsonl")
+
+
+def assert_same_results(path, whole):
+    """Ids, tokens and verdicts are equal, log-probabilities within 1e-5."""
+    ours, theirs = ([json.loads(line) for line in x.read_text().splitlines()[1:]] for x in (path, whole))
+    assert [x["id"] for x in ours] == [x["id"] for x in theirs] and len(ours) == PROBLEMS
+    for a, b in zip(*([r for x in results for r in x["responses"]] for results in (ours, theirs))):
+        for name in ("tokens", "answer", "right", "finished", "text"):
+            assert a[name] == b[name]
+        assert np.allclose(a["logp"], b["logp"], rtol=0, atol=1e-5)
+
+
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(toy, tmp_path):
+    task, whole = toy
+    out = tmp_path / "killed.jsonl"
+    command = [sys.executable, "-m", "tests.reference.test_evaluation", task, out, "pause=0.2"]  # the pause: for us
+    process = subprocess.Popen([*map(str, command)], cwd=ROOT)
+    deadline = time.monotonic() + 90
+    while not out.exists() or out.read_bytes().count(b"\n") <= 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(random.uniform(0, 0.6))  # anywhere in a batch
+    process.kill()
+    assert process.wait() == -9, "it had ended before it was killed"
+    assert 5 <= out.read_bytes().count(b"\n") - 1 < PROBLEMS
+    assert_same_results(run_toy(task, out), whole)
+
+
+def test_merged_shards_are_the_uninterrupted_run(toy, tmp_path):
+    task, whole = toy
+    a, b = (run_toy(task, tmp_path / f"{i}.jsonl", f"{i}/2") for i in (0, 1))
+    merge([a, b], tmp_path / "merged.jsonl")
+    assert_same_results(tmp_path / "merged.jsonl", whole)
+    (row,), (other,) = report([b, a]).rows, report([whole]).rows
+    assert {**row, "path": other["path"]} == other
+    assert 0.2 < row["accuracy"][0] < 1.0
+
+
+def test_results_do_not_depend_on_the_batch(toy, tmp_path):
+    task, whole = toy
+    assert_same_results(run_toy(task, tmp_path / "x.jsonl", batch=16), whole)
+
+
+def test_other_random_numbers_are_seen(toy, tmp_path, monkeypatch):
+    """The mutant: random numbers by place in the batch, as if a resumed run's began anew."""
+    task, whole = toy
+    monkeypatch.setitem(globals(), "power_sample", lambda *a, keys, **b: power_sample_(*a, **b))
+    with pytest.raises(AssertionError):
+        assert_same_results(run_toy(task, tmp_path / "x.jsonl"), whole)
+
+
+power_sample_ = power_sample
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_toy(Path(sys.argv[1]), Path(sys.argv[2]), **dict(argument.split("=") for argument in sys.argv[3:]))

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from reference.rlhf_sharpening import RLHFConfig, dpo_loss, dpo_sharpen, estimat
 from reference.sampling import Samples, generate
 from reference.self_reward import log_probability
 from reference.sft_sharpening import Descend, Enumerate, FiniteClass, collect, log_likelihood
+from reference.training import Batches, FitConfig
 from tests.assertions import assert_categorical, assert_cdf
+from tests.reference.test_sft_sharpening import small_transformer
 from theory import exploration as ex
 from theory.best_of_n import failure
 from toy.linear_softmax import LinearSoftmax, needle_class, per_response
@@ -172,6 +175,60 @@ def test_dpo_learns_the_target(measured: Measured) -> None:
 def test_another_beta_has_another_target() -> None:
     with pytest.raises(AssertionError):
         assert_learns_the_target(1.2 * BETA)
+
+
+PAIRS = 1000
+
+
+@cache
+def sharpened_transformer(algorithm: Callable):
+    """(base, policy) at β = 1, by batches."""
+    base = small_transformer(0)
+    fitting = FitConfig(epochs=60, batch=200, rate=1e-2, clip=10.0, weight_decay=0.0, schedule="cosine")
+    online = algorithm is xpo
+    config = RLHFConfig(1.0, rounds=2, prompts=PAIRS // 2, pairs=1 if online else PAIRS, max_new_tokens=HORIZON)
+    settings = {"objective": lambda policy: 0.0} if online else {}
+    fitted = algorithm(base, base, [[1, 2]], config, stop_ids=STOP, minimise=Batches(fitting), **settings)
+    assert len(fitted.pairs[0]) == PAIRS
+    return base, fitted.last if online else fitted.policy
+
+
+def assert_transformer_learns_the_target(algorithm: Callable, beta: float, measured: Measured = ignore) -> None:
+    """The regression is free of noise, so that pairs that cover the support leave only what optimising leaves:
+    KL(π*_β ‖ π̂) is below what as many draws of π*_β itself would give on average, (records − 1)/2n."""
+    base, policy = sharpened_transformer(algorithm)
+    records, logp, _ = enumerate_law(base, [1, 2], HORIZON, STOP)
+    log_target = (1 + 1 / beta) * logp
+    log_target -= np.logaddexp.reduce(log_target)
+    kl = float((np.exp(log_target) * (log_target - enumerate_law(policy, [1, 2], HORIZON, STOP)[1])).sum())
+    bound = (len(records) - 1) / (2 * PAIRS)
+    measured(f"KL(target ‖ transformer), {algorithm.__name__}", kl, bound)
+    assert kl <= bound
+
+
+@pytest.mark.claim("T15")
+@pytest.mark.parametrize("algorithm", [dpo_sharpen, pytest.param(xpo, marks=pytest.mark.slow)])
+def test_a_transformer_learns_the_target(algorithm: Callable, measured: Measured) -> None:
+    assert_transformer_learns_the_target(algorithm, 1.0, measured)
+
+
+@pytest.mark.claim("T15")
+def test_a_transformer_learns_no_other_target() -> None:
+    for beta in (0.77, 1.3):
+        with pytest.raises(AssertionError):
+            assert_transformer_learns_the_target(dpo_sharpen, beta)
+
+
+def test_pairs_stay_within_a_prompt() -> None:
+    """y and y' answer the same prompt, for prompts of many lengths and with several pairs each."""
+    prompts = [[1], [2, 1], [1, 1], [2]]
+    for algorithm, settings in ((dpo_sharpen, {}), (xpo, {"objective": lambda policy: 0.0})):
+        config = RLHFConfig(1.0, rounds=2, prompts=3, pairs=3, max_new_tokens=HORIZON)
+        base = tabular(0)
+        first, second = algorithm(base, [base], prompts, config, stop_ids=STOP, minimise=Descend(2), **settings).pairs
+        asked = [[row[:n].tolist() for row, n in zip(part.tokens, part.start)] for part in (first, second)]
+        assert asked[0] == asked[1] and all(asked[0][3 * i] == asked[0][3 * i + 2] for i in range(len(first) // 3))
+        assert len(first) == (12 if algorithm is dpo_sharpen else 18) and len({*map(tuple, asked[0])}) > 1
 
 
 # --- T18, T19, T20: the needle ---------------------------------------------------------------------------------------

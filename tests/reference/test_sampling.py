@@ -354,6 +354,33 @@ def test_score_is_what_generate_reported(name, logits_bytes):
         torch.testing.assert_close(logp, sample.logp, atol=1e-5, rtol=0)
 
 
+class Widest(HashModel):
+    """Keeps the most positions whose logits it was asked for in one call."""
+
+    most = 0
+
+    def __call__(self, tokens, positions=None, cache=None, *, logits=True):
+        self.most = max(self.most, tokens.numel() * logits)
+        return super().__call__(tokens, positions, cache, logits=logits)
+
+
+def assert_within_budget(logits_bytes, texts=40):
+    model = Widest()
+    score(model, [[1]] * texts, [[i % 4 for i in range(1 + t % 30)] for t in range(texts)], logits_bytes=logits_bytes)
+    assert 0 < model.most * 2 * 4 * model.vocab_size <= logits_bytes  # the logits and as much again for their sums
+
+
+@pytest.mark.parametrize("positions", [1, 7, 64, 200])
+def test_score_keeps_to_its_budget_of_logits(positions):
+    assert_within_budget(positions * 8 * HashModel.vocab_size)
+
+
+def test_a_score_that_forgets_its_budget_is_caught(monkeypatch):
+    monkeypatch.setitem(globals(), "score", lambda *texts, logits_bytes, score=score: score(*texts))
+    with pytest.raises(AssertionError):
+        assert_within_budget(7 * 8 * HashModel.vocab_size)
+
+
 def test_float64_models_are_scored_in_float64():
     """1e-9 is lost in a float32 softmax beside 1, so the logits must not be rounded before."""
     p = np.array([1e-9, 1 - 1e-9])

@@ -1,10 +1,13 @@
 """SFT-Sharpening learns the law of best-of-N, for any model with parameters; and what it shares with the others."""
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from reference.best_of_n import best_of_n
 from reference.sampling import generate, score
@@ -21,6 +24,8 @@ from reference.sft_sharpening import (
     sft_sharpen,
 )
 from reference.text_model import TextModel
+from reference.training import Batches, FitConfig
+from reference.transformer import Config, Transformer
 from tests.assertions import assert_categorical, assert_frequency
 from theory.best_of_n import adaptive_law, best_of_n_law
 from toy.linear_softmax import LinearSoftmax, greedy_packing, needle_class, per_response
@@ -175,3 +180,60 @@ def test_descending_keeps_the_best_of_its_starts():
         for starts in ([near], [far], [near, far])
     ]
     assert ends[0] == pytest.approx(-1, abs=0.1) and ends[1] == pytest.approx(-4, abs=0.1) and ends[2] == ends[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A transformer small enough to enumerate
+
+
+def small_transformer(seed: int) -> Transformer:
+    config = {
+        "model_type": "qwen2", "vocab_size": 3, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 16,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = Transformer(Config.from_dict(config))
+    for weight in model.parameters():
+        weight.data.add_(0.5 * torch.randn_like(weight))
+    return model.requires_grad_(False)
+
+
+LABELS, DRAWS = 4000, 3
+
+
+@cache
+def sharpened_transformer():
+    """(base, policy): SFT-Sharpening by batches."""
+    base = small_transformer(0)
+    fitting = FitConfig(epochs=10, batch=200, rate=1e-2, clip=1.0, weight_decay=0.0, schedule="cosine")
+    config = SFTConfig(DRAWS, max_new_tokens=HORIZON)
+    fitted = sft_sharpen(base, base, [PROMPT] * LABELS, config, stop_ids=STOP, minimise=Batches(fitting), slots=2048)
+    return base, fitted.policy
+
+
+def assert_learned(law: Callable[[np.ndarray], np.ndarray]) -> None:
+    """The policy is the maximum likelihood of draws of law(base's log-probabilities): 2·labels·KL(law ‖ policy) is
+    chi-square of as many degrees as the records have less one. Its 1e-6 quantile bounds it."""
+    base, policy = sharpened_transformer()
+    records, logp, _ = enumerate_law(base, PROMPT, HORIZON, STOP)
+    also, learned, _ = enumerate_law(policy, PROMPT, HORIZON, STOP)
+    exact = law(logp)
+    kl = float((exact * (np.log(exact) - learned)).sum())
+    bound = stats.chi2.isf(1e-6, len(records) - 1) / (2 * LABELS)
+    print(f"KL(law ‖ policy) = {kl:.2g}, bound {bound:.2g}, {LABELS} labels")
+    assert records == also and kl <= bound
+
+
+def test_a_transformer_learns_the_law_of_best_of_n():
+    assert_learned(lambda logp: best_of_n_law(np.exp(logp), logp, DRAWS))
+
+
+def test_a_transformer_does_not_learn_other_laws():
+    """Best-of-(N − 1) or -(N + 1), and the base. (Its power p^3 is at a KL of 0.006, too near for so few labels.)"""
+    for wrong in (
+        lambda logp: best_of_n_law(np.exp(logp), logp, DRAWS - 1),
+        lambda logp: best_of_n_law(np.exp(logp), logp, DRAWS + 1),
+        np.exp,
+    ):
+        with pytest.raises(AssertionError):
+            assert_learned(wrong)

@@ -9,7 +9,8 @@ import torch
 from tokenizers import models, pre_tokenizers
 
 from reference import sampling
-from reference.text_model import Role, Stage, Templates, TextModel, chat_templates, last_boxed, make_templates
+from reference.chat_templates import chat_templates, last_boxed
+from reference.text_model import Role, Stage, Templates, TextModel, make_templates
 from reference.tokenizer import Tokenizer
 from reference.transformer import Config, Transformer
 

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 
 import reference.training as training
 from reference.lora import LoRAConfig, LoRALinear, add_lora, lora_layers, merge_lora, without_lora
-from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen
+from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo
 from reference.sampling import generate, score
-from reference.sft_sharpening import SFTConfig, sft_sharpen
+from reference.self_reward import log_probability
+from reference.sft_sharpening import Loss as DataLoss
+from reference.sft_sharpening import SFTConfig, collect, sft_loss, sft_sharpen
 from reference.text_model import TextModel
-from reference.training import Completions, FitConfig, Trainer, batch_rows, fit, response_logp, schedule, train
+from reference.training import Batches, Completions, FitConfig, Trainer, batch_rows, fit, response_logp, schedule, train
 from reference.transformer import Config, Transformer
 from toy.pretrain import CHECKPOINT
 from toy.tabular import TabularLM
@@ -170,7 +172,7 @@ def test_clipping_bounds_the_gradient():
 def test_any_loss_and_any_model():
     """The sharpening algorithms' losses on a transformer, through `train`; a table, through `fit`."""
     base = new_model()
-    common = {"stop_ids": [0], "minimise": minimise}
+    common = {"stop_ids": [0], "minimise": BATCHES}
     prompts = [prompt for prompt, _ in EXAMPLES]
     sharp = sft_sharpen(base, base, prompts, SFTConfig(n=4, max_new_tokens=6), **common)
     rewards = score(sharp.policy, prompts, [s[0].tokens for s in sharp.chosen.samples])
@@ -183,11 +185,66 @@ def test_any_loss_and_any_model():
     assert table.logits.softmax(-1)[0].tolist() == pytest.approx([1 / 3, 0, 2 / 3], abs=0.01)
 
 
-def minimise(loss, policy):
-    """The glue between `reference/sft_sharpening.py`'s losses and this loop."""
-    start = Transformer(policy.config)
-    start.load_state_dict(policy.state_dict())
-    return train(start, loss, replace(CONFIG, epochs=4, clip=10.0)).model
+BATCHES = Batches(replace(CONFIG, epochs=4, clip=10.0))
+
+
+def test_the_base_stays_as_it_is():
+    base, before = new_model(), weights(new_model())
+    prompts = [prompt for prompt, _ in EXAMPLES]
+    out = xpo(base, base, prompts, RLHFConfig(1.0, rounds=2, prompts=3, max_new_tokens=4), stop_ids=[0],
+              minimise=BATCHES, objective=lambda policy: 0.0)  # fmt: skip
+    assert torch.equal(weights(base), before) and out.policies[0] is base
+    assert all(not torch.equal(weights(a), weights(b)) for a, b in zip(out.policies, out.policies[1:]))
+    assert len(out.pairs[0]) == 6  # three prompts in each round, with one pair
+
+
+def test_the_loss_of_a_response_is_that_of_its_tokens():
+    """`sft_loss` and `Completions` have one sum: prompts and padding are masked in both."""
+    model, prompts = new_model(), [prompt for prompt, _ in EXAMPLES]
+    drawn = generate(model, prompts, max_new_tokens=6, stop_ids=range(8), samples_per_prompt=2).samples
+    data = collect(model, prompts, drawn, log_probability)
+    pairs = [(prompts[i // 2], sample.tokens) for i, sample in enumerate(s for own in drawn for s in own)]
+    rows = torch.tensor([0, 3, 11])
+    assert len({len(tokens) for _, tokens in pairs}) > 1
+    whole = float(DataLoss(sft_loss, (data,))(model, rows))
+    assert whole == pytest.approx(float(Completions(model, pairs)(model, rows)), abs=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", [sft_sharpen, dpo_sharpen, xpo])
+def test_algorithms_go_on_from_their_checkpoints(tmp_path, algorithm):
+    """Stopped in the middle, called again: the same weights to the bit. Other draws are another run."""
+    config = SFTConfig(3, max_new_tokens=4) if algorithm is sft_sharpen else RLHFConfig(1.0, rounds=2, prompts=4,
+                                                                                        max_new_tokens=4)  # fmt: skip
+    settings = {"objective": lambda policy: 0.0} if algorithm is xpo else {}
+
+    def run(state=None, after=None, seed=0):
+        prompts = [prompt for prompt, _ in EXAMPLES]
+        out = algorithm(new_model(), new_model(), prompts, config, stop_ids=[0], seed=seed,
+                        minimise=Batches(replace(CONFIG, epochs=3), state, after), **settings)  # fmt: skip
+        return weights(out.last if algorithm is xpo else out.policy)
+
+    def stop(trainer):
+        if trainer.step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "state.pt", stop)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("state-") and torch.load(left, weights_only=True)["step"] == 2
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run(tmp_path / "state.pt", seed=1)
+    assert torch.equal(run(tmp_path / "state.pt"), run())
+
+
+def test_bad_losses_stop_the_algorithms():
+    """A reward that is not finite: the step is named, nothing is trained."""
+    base = new_model()
+    with pytest.raises(ValueError, match="step 1: the loss is nan"):
+        dpo_sharpen(base, base, [[1], [2]], RLHFConfig(1.0, max_new_tokens=4), stop_ids=[0], minimise=BATCHES,
+                    reward=lambda samples: torch.full(samples.lengths.shape, math.nan))  # fmt: skip
+    with pytest.raises(ValueError, match="prompts is 0; it must be at least 1"):
+        dpo_sharpen(base, base, [[1]], RLHFConfig(prompts=0), stop_ids=[0], minimise=BATCHES)
+    assert torch.equal(weights(base), weights(new_model()))
 
 
 def test_the_shipped_model_trains_and_decodes_with_its_new_weights():

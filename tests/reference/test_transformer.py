@@ -467,3 +467,29 @@ def test_costs_are_those_of_the_published_models(family, shape, parameters, step
     assert round((model.bytes_per_step() - 2 * vectors) / 1e9, 2) == step  # the table leaves out norms and biases
     assert model.kv_bytes_per_token() == kv * 1024
     assert model.flops_per_token(0) == model.bytes_per_step()  # 2 operations and 2 bytes per weight in bfloat16
+
+
+GIB = 2**30
+
+
+def bytes_of_chains(model, chains, length):
+    """Weights, and two caches (`reference/chains.py`: the proposals' and the records'), all of them made, on "meta"."""
+    caches = [model.new_cache(chains, length) for _ in range(2)]
+    weights = sum(weight.nbytes for weight in model.parameters())
+    return weights + sum(tensor.nbytes for cache in caches for tensor in (cache.k, cache.v))
+
+
+def test_256_chains_of_a_7b_fit_in_139_gib():
+    """Qwen2.5-7B in bfloat16, 150-token prompts, 3072 new tokens: 88 GiB of keys and values, 14 of weights."""
+    source = {
+        "model_type": "qwen2", "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "hidden_size": 3584, "intermediate_size": 18944, "vocab_size": 152064, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    with torch.device("meta"):
+        model = Transformer(Config.from_dict(source)).to(torch.bfloat16)
+        needed = bytes_of_chains(model, 256, 150 + 3072)
+    assert needed == 2 * model.num_parameters() + 2 * 256 * (150 + 3072) * model.kv_bytes_per_token()
+    laws = 256 * 32 * model.vocab_size  # logits and laws in float32, their cumulative sums in float64
+    assert round(needed / GIB) == 102 and needed + laws < 139 * GIB
+    with torch.device("meta"):
+        assert bytes_of_chains(model.float(), 256, 150 + 3072) > 139 * GIB  # in float32 they do not

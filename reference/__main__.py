@@ -1,0 +1,96 @@
+"""The command line: `python -m reference COMMAND`, or `sharpen COMMAND` where the package is installed.
+
+A command is a function of `reference/commands.py`, and nothing else: this list of them is read from its source, so that
+it answers without importing torch, and a command's options are read from its signature (`reference/command_line.py`).
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+COMMANDS = Path(__file__).with_name("commands.py")
+
+
+def commands() -> dict[str, dict[str, str]]:
+    """By kind, the commands with what they do: `best_of_n` is "best-of-n", `train_sft` "train sft"."""
+    kinds: dict[str, dict[str, str]] = {"methods": {}, "training": {}, "more": {}}
+    for node in ast.parse(COMMANDS.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            trains, asks = (
+                node.name.startswith("train_"),
+                node.returns and ast.unparse(node.returns).startswith("Answers"),
+            )
+            kind = kinds["training" if trains else "methods" if asks else "more"]
+            name = "train " + node.name.removeprefix("train_") if trains else node.name
+            kind[name.replace("_", "-")] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return kinds
+
+
+def overview() -> str:
+    lines = ["usage: sharpen COMMAND [OPTION ...]    (or: python -m reference COMMAND)", ""]
+    for kind, named in commands().items():
+        lines += [f"{kind}:", *(f"  {name:13}{about}" for name, about in named.items()), ""]
+    return "\n".join([*lines, "sharpen COMMAND --help shows a command's options, an example and the method's page."])
+
+
+def find(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command's name and the rest. ValueError: there is none of that name."""
+    known = [name for kind in commands().values() for name in kind]
+    for words in (2, 1):
+        if (name := " ".join(arguments[:words])) in known:
+            return name, list(arguments[words:])
+    begun = [name for name in known if name.startswith(f"{arguments[0]} ")]
+    given = " ".join(arguments[: 2 if begun else 1])
+    raise ValueError(f"there is no command {given!r}; there are {', '.join(begun or known)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0, 2 after a user's mistake (one line on stderr), 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that has no α
+    resume = ""
+    try:
+        if not given or given[0] in ("-h", "--help", "help"):
+            print(overview())
+            return 0
+        name, rest = find(given)
+        if name.startswith("train "):
+            resume = "; the same command goes on from where it was"
+        from reference.command_line import run  # torch
+
+        run(name, rest)
+        return 0
+    except KeyboardInterrupt:
+        print(f"\nsharpen: interrupted{resume}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has gone (head, less): nothing is left to be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        if "--traceback" in given or (isinstance(error, RuntimeError) and not is_memory(error)):
+            raise
+        print(f"sharpen: {explain(error)}", file=sys.stderr)
+        return 2
+
+
+def is_memory(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def explain(error: BaseException) -> str:
+    """One line."""
+    if isinstance(error, MemoryError) or is_memory(error):
+        return "out of memory; ask for fewer at a time (--slots), a smaller --dtype or fewer --max-new-tokens"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join((str(error).strip() or type(error).__name__).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""What a command is given, prompts and a model, and how its result is shown.
+
+Each field is an option of the commands that are given it, with the comment beside it as its help
+(`reference/command_line.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from reference.checkpoints import find_folder, read_json, write_whole
+from reference.samples import Cost, Samples
+from reference.sampling import child_seed, key_of
+from reference.tasks import Task
+from reference.text_model import TextModel
+from reference.transformer import Config
+
+TOY = Path(__file__).resolve().parent.parent / "toy" / "checkpoint"
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a command is given
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    model: str = "toy"  # a checkpoint's folder, or a repository id "owner/name"; toy: the one that is shipped
+    templates: str | None = None  # how the model is spoken to, "module:object"; none: what its folder says
+    dtype: str = "auto"  # of the weights: float32, bfloat16, float16 or float64; auto: as they are stored
+    device: str = "auto"  # cpu, cuda, cuda:1, ..; auto: a GPU if there is one
+    max_length: int | None = None  # longest text that will be asked for (it fixes longrope); none: the model's own
+
+    def folder(self) -> Path:
+        """FileNotFoundError: there is no such folder or repository."""
+        if self.model == "toy":
+            if not TOY.is_dir():
+                raise FileNotFoundError(f"the toy checkpoint is not in {TOY}; name a model with --model")
+            return TOY
+        return find_folder(self.model)
+
+    def room(self) -> int:
+        """The tokens that a response may have if nobody says how many."""
+        most = self.max_length or Config.from_json(self.folder() / "config.json").max_position_embeddings
+        return max(1, most - min(1024, most // 2))
+
+    def check(self) -> None:
+        if self.dtype not in ("auto", *DTYPES):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be auto, {', '.join(DTYPES)}")
+
+    def stored_dtype(self) -> torch.dtype:
+        """The weights' dtype, from config.json unless it was asked for."""
+        source = read_json(self.folder() / "config.json")
+        return DTYPES.get(self.dtype) or DTYPES.get(
+            str(source.get("dtype") or source.get("torch_dtype")), torch.float32
+        )
+
+    def load(self) -> TextModel:
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+        device = gpu if self.device == "auto" else self.device
+        try:
+            torch.empty(0, device=device)
+        except Exception as error:  # torch raises what it likes
+            raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
+        dtype = DTYPES.get(self.dtype)
+        return TextModel.from_pretrained(self.folder(), dtype, device, self.max_length, self.templates)
+
+
+@dataclass(frozen=True)
+class Input:
+    prompt: str | None = None  # the question, or with --raw the text to continue; none: see --file
+    file: str | None = None  # text with a prompt on each line, or .jsonl of objects; "-", or no prompt: stdin
+    format: str | None = None  # of --file, if it is a task: math500, gsm8k, gpqa, aime, humaneval or plain
+    raw: bool = False  # continue the text as it is, without role or chat template
+
+    def check(self) -> None:
+        if self.prompt is not None and self.file is not None:
+            raise ValueError("a prompt and --file were given; give one of them")
+        if self.format is not None and self.file in (None, "-"):
+            raise ValueError(f"format is {self.format!r}, but there is no --file of that format; name one")
+        if self.file not in (None, "-"):
+            open(str(self.file), "rb").close()  # is it there?
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Objects with "prompt" and, where the input has one, "id". ValueError: a line that is none; no line at all."""
+        if self.prompt is not None:
+            return [{"prompt": self.prompt}]
+        if self.format is not None:
+            return [vars(problem) for problem in Task(str(self.file), self.format)]
+        if self.file in (None, "-"):
+            if sys.stdin is None or sys.stdin.isatty():
+                raise ValueError("there is no prompt; give one as an argument, by --file, or on stdin")
+            name, text = "stdin", sys.stdin.read()
+        else:
+            name, text = str(self.file), Path(str(self.file)).read_text(encoding="utf-8")
+        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        if not lines:
+            raise ValueError(f"{name} has no line; put a prompt on each")
+        objects = name.endswith((".jsonl", ".json")) or (name == "stdin" and lines[0][1].lstrip().startswith('{"'))
+        return [read_line(name, i, line) if objects else {"prompt": line} for i, line in lines]
+
+
+def read_line(name: str, number: int, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        prompt = next(found[key] for key in ("prompt", "problem", "question") if key in found)
+        return {**found, "prompt": prompt + ""}  # a text?
+    except (ValueError, TypeError, StopIteration):
+        raise ValueError(f'{name}, line {number} is not an object with a "prompt", "problem" or "question"') from None
+
+
+@dataclass
+class Asked:
+    """Prompts and the model that they are for, which is loaded when it is first looked at."""
+
+    input: Input = field(default_factory=Input)
+    n: int = 1  # responses to each prompt
+    seed: int = 0  # what all randomness follows from
+    slots: int | None = None  # requests decoded at a time; none: as many as fit the memory
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+    @cached_property
+    def speaker(self) -> TextModel:
+        return self.checkpoint.load()
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        return self.input.lines()
+
+    @cached_property
+    def questions(self) -> list[str]:
+        return [line["prompt"] for line in self.lines]
+
+    @cached_property
+    def keys(self) -> list[int | str]:
+        """What addresses a prompt's randomness: its id, or its place."""
+        return [line.get("id", i) for i, line in enumerate(self.lines)]
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        return [prompt_ids(self.speaker, question, self.input.raw) for question in self.questions]
+
+    def about(self, questions: Sequence[str], keys: Sequence[int | str]) -> Asked:
+        """The same model asked something else."""
+        other = replace(self)
+        other.__dict__ |= {"speaker": self.speaker, "questions": list(questions), "keys": list(keys)}
+        return other
+
+    def draw(self, sampler: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+        """A sampler of responses to ids, such as `generate` or `power_sample`, on the prompts."""
+        return sampler(
+            self.speaker.model, self.prompts, *args, stop_ids=self.speaker.stop_ids, seed=self.seed, keys=self.keys,
+            slots=self.slots, **settings,
+        )  # fmt: skip
+
+    def discuss(self, algorithm: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+        """An algorithm that composes prompts in words and answers once, asked n times about each question."""
+        if self.input.raw:
+            raise ValueError("this method composes prompts in words; drop --raw")
+        questions = [question for question in self.questions for _ in range(self.n)]
+        keys = [child_seed(key_of(key), j) if j else key for key in self.keys for j in range(self.n)]
+        settings |= {"seed": self.seed, "keys": keys, "slots": self.slots}
+        return algorithm(self.speaker, questions, *args, **settings)
+
+
+def prompt_ids(speaker: TextModel, question: str, raw: bool = False) -> list[int]:
+    """By the role "author" of a world's templates; of a chat model, by its chat template as the user's turn."""
+    if raw:
+        return speaker.tokenizer.encode(question)
+    if "author" in speaker.templates.roles and speaker.templates.name != "chat":
+        return speaker.prompt("author", question=question)
+    if not speaker.tokenizer.chat_templates:
+        raise ValueError(f"{speaker.tokenizer.source}: the model has no chat template and no role 'author'; use --raw")
+    return speaker.tokenizer.chat_prompt([{"role": "user", "content": question}])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How a result is shown
+
+
+class Answers(Protocol):
+    """What a method returns: any result of `reference`, as they all have these two."""
+
+    samples: Samples
+    costs: list[Cost]
+
+
+@dataclass(frozen=True)
+class Output:
+    out: str | None = None  # a file to write to; none: stdout
+    json: bool = False  # a line of JSON for each prompt: texts, tokens, log-probabilities, costs
+
+    def check(self) -> None:
+        if self.out is not None:
+            check_writable(self.out)
+
+    def write(self, text: str) -> None:
+        if self.out is None:
+            print(text)
+        else:
+            write_whole(Path(self.out), lambda part: part.write_text(text + "\n", encoding="utf-8"))
+
+
+def check_writable(path: str | Path) -> None:
+    """OSError: a file cannot be written there. Nothing is left behind, or changed."""
+    path, existed = Path(path), Path(path).exists()
+    open(path, "a").close()
+    if not existed:
+        path.unlink()
+
+
+def records(asked: Asked, answers: Answers) -> list[dict[str, Any]]:
+    """For each prompt what is known of it, as plain values."""
+    P = len(asked.questions)
+    answers_by_prompt = [answers.samples.sample(*divmod(i, answers.samples.tokens.shape[1]))
+                         for i in range(answers.samples.lengths.numel())]  # fmt: skip
+    n = len(answers_by_prompt) // P  # a method that was asked n times about each question has n · P prompts
+    found = []
+    for i, (question, key) in enumerate(zip(asked.questions, asked.keys)):
+        own = slice(i * n, (i + 1) * n)
+        costs = answers.costs[i * len(answers.costs) // P : (i + 1) * len(answers.costs) // P]
+        responses = [
+            {
+                "text": asked.speaker.tokenizer.decode(sample.tokens), "finished": sample.finished,
+                "tokens": sample.tokens.tolist(), "logp": [round(x, 6) for x in sample.logp.tolist()],
+                "logq": [round(x, 6) for x in sample.logq.tolist()],
+            }
+            for sample in answers_by_prompt[own]
+        ]  # fmt: skip
+        line = {"id": key, "prompt": question, "responses": responses, "cost": asdict(Cost.parallel(costs))}
+        found.append(line | {name: values[own] for name, values in details(answers, n * P).items()})
+    return found
+
+
+def details(answers: Answers, count: int) -> dict[str, list]:
+    """What else the result knows: one number, or text, for each response."""
+    known: dict[str, list] = {}
+    for name, value in vars(answers).items():
+        if isinstance(value, Tensor) and value.numel() == count and value.dim() <= 2:
+            known[name] = value.flatten().tolist()
+        elif isinstance(value, list) and len(value) == count and all(x is None or isinstance(x, str) for x in value):
+            known[name] = value
+    return {name: values for name, values in known.items() if name != "texts"}
+
+
+def show(asked: Asked, answers: Answers, output: Output, seconds: float) -> None:
+    """Print or write a method's result, and what it cost on stderr."""
+    lines = records(asked, answers)
+    if output.json:
+        output.write("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    else:
+        several = sum(len(line["responses"]) for line in lines) > 1
+        parts = []
+        for i, line in enumerate(lines, 1):
+            for j, response in enumerate(line["responses"], 1):
+                head = f"[{i}.{j}]  log p {sum(response['logp']):.2f}, {len(response['tokens'])} tokens\n"
+                parts.append(head * several + response["text"])
+        output.write("\n".join(parts))
+    cost = Cost.parallel(answers.costs)
+    print(
+        f"{cost.calls} calls, {cost.prompt_tokens} tokens in, {cost.decoded_tokens} decoded "
+        f"({cost.sequential_tokens} in a row), {seconds:.1f} s", file=sys.stderr,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method by its name, with its settings: what `evaluate` is told to evaluate."""
+
+    name: str
+    function: Callable[..., Answers]
+    arguments: dict[str, Any]
+
+    def __call__(self, asked: Asked) -> Answers:
+        more = {"output": Output()} if "output" in inspect.signature(self.function).parameters else {}
+        return self.function(asked, **self.arguments, **more)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the method, by name: what makes two runs the same."""
+        found: dict[str, Any] = {"method": self.name}
+        for name, value in self.arguments.items():
+            if is_dataclass(value) and not isinstance(value, type):
+                prefix = "" if name == "config" else f"{name}."
+                found |= {prefix + each: part for each, part in asdict(value).items()}
+            else:
+                found[name] = value
+        return json.loads(json.dumps(found))

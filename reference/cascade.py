@@ -1,0 +1,240 @@
+"""Verification by the model itself: a cascade of stages, each of several votes (2605.26132; validators of 2508.17580).
+
+    Accept(q, y) = static(y) · Π_stages [ the stage's v votes are unanimous, or a majority of them says yes ]
+
+A vote asks the judge anew, in all of the stage's turns, and draws its own random numbers: those of (question's key,
+candidate, stage, vote). So what a vote says depends neither on the batch it shares nor on which other votes were cast,
+and a cascade with early exit accepts exactly what the full record accepts. Early exit is
+
+    "vote"     a stage stops as soon as its outcome is decided (at the first dissent, if votes must be unanimous), and
+               a candidate that a stage rejects sees no later stage
+    "stage"    the votes of a stage are cast side by side; a rejected candidate sees no later stage
+    "none"     every vote on every candidate that passes the static check: a record from which any n, v, policy and
+               choice of stages can be evaluated
+
+The static check asks for an answer that can be read and, of models that think, for thinking that has ended. A judge's
+reply that was cut at the horizon is taken as empty, since its last word is not in it. Nothing here sees an answer key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference.randomness import child_seed, key_of
+from reference.samples import Cost
+from reference.text_model import TextModel
+
+UNASKED = -1
+EXITS = ("vote", "stage", "none")
+POLICIES = ("unanimous", "majority")
+Case = tuple[int, int]  # (question, candidate)
+
+
+@dataclass(frozen=True)
+class CascadeConfig:
+    """Settings. The defaults are the paper's, so far as they are known."""
+
+    votes: int = 5  # v, per stage; early runs of the paper: 3
+    policy: str = "unanimous"  # or "majority": more than half
+    stages: tuple[str, ...] | None = None  # in this order; (): the static check alone; None: all the templates have
+    exit: str = "vote"  # see above
+    thinking: bool = False  # a candidate must hold thinking that has ended, "</think>" (the paper's models think)
+    tokens: int = 8192  # most tokens of a judge's reply
+    temperature: float = 0.6
+    top_p: float | None = 0.95
+
+    def __post_init__(self) -> None:
+        """ValueError: a setting out of range."""
+        for name, low in (("votes", 1), ("tokens", 1), ("temperature", 0)):
+            if not (value := getattr(self, name)) >= low:
+                raise ValueError(f"{name} is {value}; it must be at least {low}")
+        for name, known in (("policy", POLICIES), ("exit", EXITS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+        if self.stages is not None and len({*self.stages}) < len(self.stages):
+            raise ValueError(f"stages are {self.stages}; name each once, or None for all")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The vote record. Tensors are on the CPU."""
+
+    stages: tuple[str, ...]
+    policy: str  # by which it was made, and is read unless another is asked for
+    static: Tensor  # bool [questions, n]: passed the static check
+    votes: Tensor  # int8 [questions, n, stages, v]: 1 yes, 0 no, UNASKED
+    calls: Tensor  # int64 [questions, n, stages]: prompts asked
+    tokens: Tensor  # int64 [questions, n, stages]: theirs and their replies'
+    costs: list[Cost]  # per question
+
+    def passed(self, votes: int | None = None, policy: str | None = None) -> Tensor:
+        """int8 [questions, n, stages]: 1 passed, 0 rejected, UNASKED undecided, by the first `votes` votes."""
+        cast = self.votes[..., :votes]
+        v = cast.shape[-1]
+        if not 1 <= (votes or v) <= self.votes.shape[-1]:
+            raise ValueError(f"votes is {votes}; the record has 1..{self.votes.shape[-1]} of each stage")
+        need = needed(v, policy or self.policy)
+        passed = torch.full_like(cast[..., 0], UNASKED)
+        passed[(cast == 1).sum(-1) >= need] = 1
+        passed[(cast == 0).sum(-1) > v - need] = 0
+        return passed
+
+    def accepted(
+        self, votes: int | None = None, policy: str | None = None, stages: Sequence[str] | None = None
+    ) -> Tensor:
+        """bool [questions, n]: by the first `votes` votes of some of the stages (default: all).
+
+        ValueError: the record cannot tell, because votes that it would take were not cast.
+        """
+        columns = [self.stages.index(name) for name in (self.stages if stages is None else stages)]
+        passed = self.passed(votes, policy)[..., columns]
+        undecided = self.static & (passed == UNASKED).any(-1) & ~(passed == 0).any(-1)
+        if undecided.any():
+            raise ValueError(
+                f"{int(undecided.sum())} candidates have too few votes to say; make the record with exit='none'"
+            )
+        return self.static & (passed == 1).all(-1)
+
+    def first_valid(self, **how: Any) -> Tensor:
+        """int64 [questions]: each question's first accepted candidate, -1 if there is none; how: as for `accepted`."""
+        accepted = self.accepted(**how)
+        return torch.where(accepted.any(-1), accepted.int().argmax(-1), -1)
+
+    def rejections(self) -> dict[str, int]:
+        """How many candidates each stage was the first to reject."""
+        passed = self.passed()
+        left = self.static.clone()
+        counts = {"static": int((~left).sum())}
+        for s, name in enumerate(self.stages):
+            counts[name] = int((left & (passed[..., s] == 0)).sum())
+            left &= passed[..., s] == 1
+        return counts
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One call of a judge, ids."""
+
+    key: int  # its address: question, candidate, stage, vote, turn, and prompt of the turn
+    stage: str
+    prompt: list[int]
+    reply: Tensor
+
+
+def needed(v: int, policy: str) -> int:
+    """How many of v votes must say yes."""
+    return v if policy == "unanimous" else v // 2 + 1
+
+
+def verify(
+    speaker: TextModel,
+    questions: Sequence[str],
+    solutions: Sequence[Sequence[str]],
+    config: CascadeConfig | None = None,
+    *,
+    seed: int = 0,
+    keys: Sequence[int | str] | None = None,
+    transcripts: list[Transcript] | None = None,
+    **settings: Any,
+) -> Verification:
+    """What the speaker's model, as a judge, makes of solutions[question][candidate], n texts of each question.
+
+    keys: what addresses a question's randomness (default: its index). transcripts: gets every judge's prompt and
+    reply. settings: slots, as for `generate`. ValueError: no question, or unequal numbers of candidates; a stage or a
+    role that the templates lack; what `generate` refuses.
+    """
+    config = config or CascadeConfig()
+    judge = Judge(speaker, questions, solutions, config, seed, keys, transcripts, **settings)
+    stages = tuple(speaker.templates.stages if config.stages is None else config.stages)
+    n, v, need = len(solutions[0]), config.votes, needed(config.votes, config.policy)
+    static = torch.tensor([[static_check(speaker, text, config.thinking) for text in own] for own in solutions])
+    votes = torch.full((len(questions), n, len(stages), v), UNASKED, dtype=torch.int8)
+    calls, tokens = torch.zeros((2, *votes.shape[:3]), dtype=torch.int64)
+    left = static.clone()
+    for s, name in enumerate(stages):
+        for j in range(v):
+            cast = votes[:, :, s]
+            decided = ((cast == 1).sum(-1) >= need) | ((cast == 0).sum(-1) > v - need)
+            cases = (left & ~decided if config.exit == "vote" else left).nonzero()
+            i, c = cases.T
+            verdicts, asked, spent = judge.vote(name, [(a, b) for a, b in cases.tolist()], j)
+            votes[i, c, s, j] = torch.tensor(verdicts, dtype=torch.int8)
+            calls[i, c, s] += torch.tensor(asked, dtype=torch.int64)
+            tokens[i, c, s] += torch.tensor(spent, dtype=torch.int64)
+        if config.exit != "none":
+            left &= (votes[:, :, s] == 1).sum(-1) >= need
+    return Verification(stages, config.policy, static, votes, calls, tokens, judge.costs)
+
+
+def static_check(speaker: TextModel, text: str, thinking: bool = False) -> bool:
+    """Whether an answer can be read, and thinking that was begun (or that must be there) has ended."""
+    _, mark, solution = text.rpartition("</think>")
+    if not mark and (thinking or "<think>" in text):
+        return False
+    return speaker.parse("author", solution) is not None
+
+
+class Judge:
+    """Casts votes on candidates by asking the speaker's model."""
+
+    def __init__(
+        self, speaker: TextModel, questions: Sequence[str], solutions: Sequence[Sequence[str]], config: CascadeConfig,
+        seed: int = 0, keys: Sequence[int | str] | None = None, transcripts: list[Transcript] | None = None,
+        **settings: Any,
+    ):  # fmt: skip
+        if not questions or len(solutions) != len(questions) or len({len(own) for own in solutions} | {0}) != 2:
+            raise ValueError(
+                f"{len(questions)} questions with {sorted({len(own) for own in solutions})} solutions each; give at "
+                "least one question, and to each the same number of solutions"
+            )
+        if keys is not None and len(keys) != len(questions):
+            raise ValueError(f"{len(questions)} questions with {len(keys)} keys; give one to each")
+        if not speaker.templates.stages:
+            raise ValueError(f"the template set {speaker.templates.name!r} has no stages; name a set that has some")
+        for name in config.stages or ():
+            speaker.templates.stage(name)
+        self.speaker, self.questions, self.solutions, self.seed = speaker, questions, solutions, seed
+        self.keys = [key_of(key) for key in (keys if keys is not None else range(len(questions)))]
+        self.transcripts, self.costs = transcripts, [Cost()] * len(questions)
+        self.settings = {"max_new_tokens": config.tokens, "temperature": config.temperature, "top_p": config.top_p}
+        self.settings |= settings
+
+    def vote(self, name: str, cases: Sequence[Case], *label: int) -> tuple[list[bool], list[int], list[int]]:
+        """The stage's verdict on each case; label: which vote this is. Also prompts asked, and their tokens."""
+        stage = self.speaker.templates.stage(name)
+        heard: list[list[list[str]]] = [[] for _ in cases]  # [case][turn][prompt]
+        calls, tokens = [0] * len(cases), [0] * len(cases)
+        for t, turn in enumerate(stage.turns):
+            prompts = [turn(self.questions[i], self.solutions[i][c], said) for (i, c), said in zip(cases, heard)]
+            owners = [k for k, own in enumerate(prompts) for _ in own]
+            flat = [list(prompt) for own in prompts for prompt in own]
+            keys = [child_seed(self.keys[cases[k][0]], cases[k][1], j) for k, own in enumerate(prompts)
+                    for j in range(len(own))]  # fmt: skip
+            for said in heard:
+                said.append([])
+            if not flat:
+                continue
+            seed = child_seed(self.seed, "vote", name, *label, t)
+            texts, out = self.speaker.reply(flat, seed=seed, keys=keys, **self.settings)
+            whole = (out.samples.finished | (not self.speaker.stop_ids))[:, 0].tolist()
+            lengths = out.samples.lengths[:, 0].tolist()
+            shares: dict[int, list[Cost]] = {}
+            for r, (k, prompt) in enumerate(zip(owners, flat)):
+                heard[k][-1].append(texts[r][0] if whole[r] else "")
+                calls[k] += 1
+                tokens[k] += len(prompt) + lengths[r]
+                shares.setdefault(cases[k][0], []).append(out.costs[r])
+                if self.transcripts is not None:
+                    reply = out.samples.tokens[r, 0, : lengths[r]].cpu().clone()
+                    self.transcripts.append(Transcript(child_seed(seed, keys[r]), name, prompt, reply))
+            for i, share in shares.items():
+                self.costs[i] += Cost.parallel(share)
+        verdicts = [
+            bool(stage.verdict(self.questions[i], self.solutions[i][c], said)) for (i, c), said in zip(cases, heard)
+        ]
+        return verdicts, calls, tokens

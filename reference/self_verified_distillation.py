@@ -1,0 +1,210 @@
+"""Self-verified distillation: a model learns from those of its own solutions that it cannot fault (2605.26132).
+
+For unlabeled questions q, with base π and judge J (the same model),
+
+    y_1 .. y_n ~ π(· | q);   Accept_J(q, y): the cascade of `reference/cascade.py`, unanimous in every stage
+    D = { (q, y_i) : i the first with Accept_J(q, y_i) },   questions without one dropped        ("all": every such i)
+    π' = arg max Σ_D log π'(y | q)  by gradient steps from π
+
+A round is draw, verify, train. The paper has one; in further ones the last student draws, the judge is that student
+("live") or the base ("frozen"), and training starts from the base again. Learning the author's role changes the judge
+too, for better or worse; `replay` mixes into D what the judge itself wrote, as many calls of each stage: self-samples,
+unfiltered, which in expectation leave the judge where it is.
+
+No answer key enters: the function is given questions, and nothing that could grade. With a folder, each block of
+questions and each step of training is saved, and a run that was killed goes on to the same result.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference.candidates import Candidates, collect
+from reference.cascade import CascadeConfig, Case, Transcript, Verification
+from reference.lora import LoRAConfig, add_lora, merge_lora
+from reference.randomness import CHOICE, child_seed, uniform
+from reference.samples import Samples
+from reference.text_model import TextModel
+from reference.training import FitConfig, digest, fit
+from reference.transformer import write_whole
+
+
+@dataclass(frozen=True)
+class SVDConfig:
+    """Settings. The defaults are the paper's; for 4B it trains at FitConfig(batch=64, rate=2e-5, clip=0.2), cosine."""
+
+    n: int = 8  # candidates of each question
+    keep: str = "first"  # valid candidate of a question, or "all"
+    temperature: float = 0.8
+    top_p: float | None = 0.95
+    tokens: int = 32768  # most tokens of a candidate
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
+    rounds: int = 1
+    judge: str = "live"  # or "frozen": from the second round on
+    replay: float = 0.0  # calls of the judge that are learned, for each kept solution
+    block: int = 256  # questions that are drawn, verified and saved at a time
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """ValueError: a setting out of range."""
+        for name, low in (("n", 1), ("tokens", 1), ("rounds", 1), ("block", 1), ("temperature", 0), ("replay", 0)):
+            if not (value := getattr(self, name)) >= low:
+                raise ValueError(f"{name} is {value}; it must be at least {low}")
+        for name, known in (("keep", ("first", "all")), ("judge", ("live", "frozen"))):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} is {value!r}; it must be {known[0]!r} or {known[1]!r}")
+
+
+@dataclass(frozen=True)
+class Round:
+    candidates: Candidates
+    kept: list[Case]  # (question, candidate)
+    student: TextModel
+    log: dict[str, list[float]]  # of training
+
+
+def self_verified_distillation(
+    speaker: TextModel,
+    questions: Sequence[str],
+    config: SVDConfig,
+    training: FitConfig,
+    *,
+    lora: LoRAConfig | None = None,
+    keys: Sequence[int | str] | None = None,
+    folder: str | Path | None = None,
+    **settings: Any,
+) -> list[Round]:
+    """The rounds; the last one's `student` is the result. The speaker itself is not changed.
+
+    lora: adapters to train, which are merged in the end; None: all weights. keys: what addresses a question's
+    randomness (default: its index). folder: where the run is saved, and goes on from. settings: slots.
+    ValueError: a question twice or none, a role or stage that the templates lack, a folder of other settings; no
+    candidate accepted.
+    """
+    check_questions(questions)
+    speaker.templates.role("author")
+    folder = None if folder is None else Path(folder)
+    about = {**flat(config), **flat(training, "training."), **flat(lora, "lora."), "model": weights_digest(speaker),
+             "templates": speaker.templates.name, "questions": digest(list(questions)),
+             "keys": digest(None if keys is None else list(keys))}  # fmt: skip
+    begin(folder, about)
+    rounds: list[Round] = []
+    student = speaker
+    for r in range(1, config.rounds + 1):
+        place = folder and folder / f"round-{r}"
+        judge = student if config.judge == "live" else speaker
+        seed = child_seed(config.seed, "round", r)
+        found = collect(student, judge, questions, config, seed=seed, keys=keys, folder=place, **settings)
+        kept = choose(found.verification.accepted(), config.keep)
+        if not kept:
+            raise ValueError(f"round {r}: {nothing_accepted(found.verification)}")
+        data = examples(speaker, questions, found.samples, kept) + replayed(found.transcripts, config, len(kept), seed)
+        student, log = train_from(speaker, data, training, lora, place and place / "training.pt")
+        rounds.append(Round(found, kept, student, log))
+    return rounds
+
+
+def choose(accepted: Tensor, keep: str) -> list[Case]:
+    """The kept (question, candidate) of accepted bool [questions, n]: each question's first, or all."""
+    if keep == "first":
+        accepted = accepted & (accepted.cumsum(-1) == 1)
+    return [(i, c) for i, c in accepted.nonzero().tolist()]
+
+
+def examples(
+    speaker: TextModel, questions: Sequence[str], samples: Samples, kept: Sequence[Case]
+) -> list[tuple[list[int], Tensor]]:
+    """(prompt, response) ids to be learned: responses as they were drawn, never encoded anew."""
+    return [(speaker.prompt("author", question=questions[i]), samples.sample(i, c).tokens) for i, c in kept]
+
+
+def replayed(
+    transcripts: Sequence[Transcript], config: SVDConfig, kept: int, seed: int
+) -> list[tuple[list[int], Tensor]]:
+    """replay · kept of the judge's calls, at random, as nearly as many of each stage as there are."""
+    keys = torch.tensor([call.key for call in transcripts], dtype=torch.int64)
+    luck = uniform(child_seed(seed, "replay"), keys, torch.tensor(0), 0, 0, CHOICE).tolist()
+    rank: dict[str, int] = {}  # how many of the stage have been taken: the stages take turns
+    order = []
+    for k in sorted(range(len(transcripts)), key=luck.__getitem__):
+        stage = transcripts[k].stage
+        rank[stage] = rank.get(stage, 0) + 1
+        order.append((rank[stage], luck[k], k))
+    chosen = [transcripts[k] for *_, k in sorted(order)[: round(config.replay * kept)]]
+    return [(call.prompt, call.reply) for call in chosen]
+
+
+def train_from(
+    base: TextModel, data: Sequence[tuple[Sequence[int], Tensor]], training: FitConfig, lora: LoRAConfig | None = None,
+    state: Path | None = None,
+) -> tuple[TextModel, dict[str, list[float]]]:  # fmt: skip
+    """A copy of the base, trained on data; and training's log."""
+    policy = copy.deepcopy(base.model)
+    if lora is not None:
+        add_lora(policy, lora)
+    fitted = fit(policy, data, training, state=state)
+    return replace(base, model=merge_lora(fitted.model) if lora is not None else fitted.model), fitted.log
+
+
+def nothing_accepted(verification: Verification) -> str:
+    """Which stage rejected how many."""
+    counts = verification.rejections()
+    static = counts.pop("static")
+    by_stage = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return (
+        f"no candidate was accepted: of {verification.static.numel()} the static check rejected {static}, then "
+        f"{by_stage}; draw more candidates (n), ask for fewer votes, or look at the stage that rejects most"
+    )
+
+
+def check_questions(questions: Sequence[str]) -> None:
+    """ValueError: none, or one twice."""
+    if not questions:
+        raise ValueError("there are no questions; give at least one")
+    places: dict[str, int] = {}
+    for i, question in enumerate(questions):
+        if places.setdefault(question, i) != i:
+            raise ValueError(f"question {i} is question {places[question]} again ({question[:60]!r}); give each once")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A dataclass's settings by name, those of its parts among them."""
+    parts = {} if config is None else asdict(config)
+    nested = {f"{name}.{key}": x for name, part in parts.items() if isinstance(part, dict) for key, x in part.items()}
+    plain = {name: part for name, part in parts.items() if not isinstance(part, dict)}
+    return json.loads(json.dumps({prefix + name: value for name, value in {**plain, **nested}.items()}))
+
+
+def weights_digest(speaker: TextModel) -> str:
+    """What tells one model from another."""
+    sums = [(name, tuple(p.shape), float(p.detach().double().sum())) for name, p in speaker.model.named_parameters()]  # type: ignore[attr-defined]
+    return digest(sums)
+
+
+def begin(folder: Path | None, about: dict[str, Any]) -> None:
+    """Write down what the folder's run is. ValueError: the folder has another run."""
+    if folder is None:
+        return
+    file = folder / "settings.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        for name in {**before, **about}:
+            if before.get(name) != about.get(name):
+                raise ValueError(
+                    f"{folder} was begun with {name} = {before.get(name)!r}, here it is {about.get(name)!r}; go on "
+                    "with the same, or name another folder"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda part: part.write_text(json.dumps(about, indent=1) + "\n"))
