@@ -92,11 +92,14 @@ def check_law(model: LanguageModel, stop_ids: list[int], temperature: float, top
             raise ValueError(f"stop id {stop} is outside the model's vocabulary 0..{model.vocab_size - 1}")
 
 
-def check_finite(logp: Tensor, request: Tensor, n: int, keys: Sequence[int | str] | None) -> None:
+def check_finite(
+    logp: Tensor, request: Tensor, n: int, keys: Sequence[int | str] | None, order: Sequence[int] | None = None
+) -> None:
     """NaN or infinite logits make the token's log-probability NaN: looked for in the requests that have ended."""
     if (bad := logp.isnan()).any():
         row, position = bad.nonzero()[0].tolist()
         prompt, sample = divmod(int(request[row]), n)
+        prompt = prompt if order is None else order[prompt]
         name = f" (key {keys[prompt]!r})" if keys is not None else ""
         raise ValueError(
             f"the model's logits are not a law (NaN or infinite) for prompt {prompt}{name}, sample {sample}, at "
@@ -105,14 +108,17 @@ def check_finite(logp: Tensor, request: Tensor, n: int, keys: Sequence[int | str
 
 
 def make_requests(
-    model: LanguageModel, texts: list[Tensor], horizons: list[int], n: int, keys: Sequence[int | str] | None
-) -> Requests:
-    """n samples of each text. ValueError: n below 1, or another number of keys."""
+    model: LanguageModel, texts: list[Tensor], horizons: list[int], n: int, keys: Sequence[int | str] | None,
+    order: Sequence[int] | None = None,
+) -> Requests:  # fmt: skip
+    """n samples of each text. order: text i is the caller's prompt order[i]; keys are in the caller's order.
+    ValueError: n below 1, or another number of keys."""
     if n < 1:
         raise ValueError(f"samples_per_prompt is {n}; it must be at least 1")
     if keys is not None and len(keys) != len(texts):
         raise ValueError(f"{len(keys)} keys for {len(texts)} prompts; give one for each")
     named = [key_of(name) for name in (range(len(texts)) if keys is None else keys)]
+    named = named if order is None else [named[i] for i in order]
     return Requests.of(torch.tensor(named, device=model.device), n, torch.tensor(horizons, device=model.device))
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from reference.captured_step import capture_of
 from reference.randomness import TOKEN, absorb, address, child_seed, key_of, uniform, unit
 from reference.requests import (
     POSITIONS_PER_CALL,
@@ -115,6 +116,7 @@ class Decoder:
         device = model.device
         self.model, self.seed, self.measure = model, seed, measure
         self.law = (temperature, top_k, top_p)
+        self.captured = capture_of(model)
         self.prompt_length = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self.prompts = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(device)
         self.cache = model.new_cache(slots, int(self.prompt_length.max()) + horizon)
@@ -186,6 +188,12 @@ class Decoder:
 
     def advance(self) -> Tensor:
         """Decode one token in every slot; bool [S]: the requests that this token has ended."""
+        if self.captured is None:
+            return self.decode_one()
+        return self.captured(self.decode_one, self.cache, self.start + self.length - 1)
+
+    def decode_one(self) -> Tensor:
+        """`advance`, as operations on tensors that stay where they are (`reference/captured_step.py`)."""
         at = self.start + self.length - 1  # where the token before stands
         logits = self.model(self.before[:, None], at[:, None], self.cache)[:, -1]
         logp = logits.log_softmax(-1)
@@ -206,7 +214,7 @@ class Decoder:
 
         stopped = self.active & self.stops[token]
         ended = stopped | (self.active & (self.length + 1 >= self.limit))
-        self.before = torch.where(self.active, token, self.before)
+        self.before.copy_(torch.where(self.active, token, self.before))
         self.length += self.active
         self.decoded += self.active
         self.finished |= stopped
@@ -221,6 +229,7 @@ class Decoder:
         """Drop all slots but these; they are 0 .. len(slots)-1 from now on."""
         for name in self.per_slot:
             setattr(self, name, getattr(self, name)[slots])
+        self.captured = capture_of(self.model)
         self.cache = self.smaller(self.cache, slots)
 
     def smaller(self, cache: Cache, slots: Tensor) -> Cache:
@@ -269,7 +278,10 @@ def generate(
     texts = check_prompts(model, prompts)
     horizons = check_horizons(model, texts, max_new_tokens)
     check_law(model, stop_ids, temperature, top_k, top_p)
-    requests = make_requests(model, texts, horizons, samples_per_prompt, keys)
+    # Longest first, so that the last to end are short. It changes the speed, not the tokens.
+    order = sorted(range(len(texts)), key=lambda i: -horizons[i])
+    texts, horizons = [texts[i] for i in order], [horizons[i] for i in order]
+    requests = make_requests(model, texts, horizons, samples_per_prompt, keys, order)
     decoder = Decoder(
         model,
         texts,
@@ -281,13 +293,17 @@ def generate(
         top_p=top_p,
         seed=seed,
     )
-    return decode_all(decoder, requests, samples_per_prompt, keys)
+    drawn = decode_all(decoder, requests, samples_per_prompt, keys, order=order)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return Generation(drawn.samples.rows(torch.tensor(back, device=model.device)), [drawn.costs[i] for i in back])
 
 
 def decode_all(
-    decoder: Decoder, requests: Requests, n: int, keys: Sequence[int | str] | None = None, label: str = "generate"
-) -> Generation:
-    """Run all requests, n for each prompt, through the decoder's slots, refilling those that are free."""
+    decoder: Decoder, requests: Requests, n: int, keys: Sequence[int | str] | None = None, label: str = "generate",
+    order: Sequence[int] | None = None,
+) -> Generation:  # fmt: skip
+    """Run all requests, n for each prompt, through the decoder's slots, refilling those that are free. order: what the
+    caller calls each of the decoder's prompts, for messages."""
     R, S, device = len(requests), len(decoder.tokens), requests.index.device
     results = Samples.empty(R, 1, decoder.tokens.shape[1] - 1, device)
     decoded = torch.zeros_like(requests.index)
@@ -312,7 +328,7 @@ def decode_all(
                 waiting |= decoder.advance()
             free = waiting.nonzero()[:, 0]
             ended = decoder.responses(free)
-            check_finite(ended.logp[:, 0], of[free], n, keys)
+            check_finite(ended.logp[:, 0], of[free], n, keys, order)
             results.put(of[free], ended)
             decoded[of[free]] = decoder.decoded[free]
             done += count

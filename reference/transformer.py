@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,36 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(B, T, H, D)
 
 
+def project(x: Tensor, *linears: nn.Linear) -> Sequence[Tensor]:
+    """Several linear maps of x; as one product, where their weights lie side by side and nothing is to be learned."""
+    weight = None if torch.is_grad_enabled() else joined([linear.weight for linear in linears])
+    bias = None if linears[0].bias is None else joined([linear.bias for linear in linears])
+    if weight is None or (bias is None) != (linears[0].bias is None):
+        return [linear(x) for linear in linears]
+    return F.linear(x, weight, bias).split([len(linear.weight) for linear in linears], -1)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor | None:
+    """Tensors [n_i, ...] as one view [Σ n_i, ...] of memory in which each begins where the last ended; else None."""
+    first, end = parts[0], parts[0].data_ptr()
+    for part in parts:
+        if part.data_ptr() != end:
+            return None
+        end += part.nbytes
+    shape = (sum(map(len, parts)), *first.shape[1:])
+    inside = first.untyped_storage().data_ptr() + first.untyped_storage().nbytes() >= end
+    return first.as_strided(shape, first.stride()) if inside else None
+
+
+def lay_side_by_side(*linears: nn.Linear) -> None:
+    """Move the weights, and the biases, of maps of the same input to where `joined` finds them."""
+    for name in ("weight", "bias"):
+        if (parts := [getattr(linear, name) for linear in linears])[0] is not None:
+            pieces = torch.cat([part.data for part in parts]).split([len(part) for part in parts])
+            for part, piece in zip(parts, pieces):
+                part.data = piece
+
+
 class Attention(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -299,7 +330,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
-        q, k, v = (proj(x).view(len(x), -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (each.view(len(x), -1, self.head_dim) for each in project(x, self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(torch.cat((q, k), 1), cos, sin).split((q.shape[1], k.shape[1]), 1)  # both at once
@@ -315,7 +346,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Layer(nn.Module):
@@ -340,9 +372,15 @@ class KVCache:
     def __init__(self, config: Config, rows: int, capacity: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim)
         self.rows, self.capacity = rows, capacity
+        self.visible: int | None = None  # how many slots a call reads; None: up to the last that any query sees
         # Zeros, not empty memory: a masked slot has weight 0, and 0 times an uninitialised NaN would be NaN.
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
+
+    def reach(self, positions: Tensor) -> int:
+        """How many slots a call at these positions reads; on a GPU rounded up, so that few graphs serve all calls."""
+        visible, step = int(positions.max()) + 1, 256 if positions.is_cuda else 1
+        return min(-(-visible // step) * step, self.capacity)
 
     def copy_rows(self, source: Tensor, target: Tensor, other: KVCache | None = None, length: int | None = None):
         """Copy rows `source` of `other` (default: this cache) into rows `target`: their first `length` slots.
@@ -366,7 +404,7 @@ class View:
         rows, time = positions.shape
         visible = time
         if cache is not None:
-            visible = int(positions.max()) + 1  # slots beyond are in nobody's sight
+            visible = cache.visible or cache.reach(positions)
             heads = config.num_key_value_heads
             first = torch.arange(rows * heads, device=positions.device).view(rows, 1, heads) * cache.capacity
             self.slots = (first + positions[..., None]).flatten()  # [N · K], of all rows and heads laid end to end
@@ -393,6 +431,8 @@ class View:
 
 class Transformer(nn.Module):
     """A decoder with its own cache; implements `reference.sampling.LanguageModel`."""
+
+    capture = True  # on a GPU, decode by captured steps (`reference/captured_step.py`)
 
     def __init__(self, config: Config, max_length: int | None = None):
         """`max_length`: the longest text that will be asked of it (it fixes longrope's factors); default: all."""
@@ -446,7 +486,7 @@ class Transformer(nn.Module):
 
     def rotations(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What `rotate` takes at some positions [N]: cos and sin, [N, 1, size] each."""
-        frequencies = self.frequencies.to(positions.device)
+        self.frequencies = frequencies = self.frequencies.to(positions.device)  # from the host once, not at each step
         sign = torch.full_like(frequencies, self.rope_factor)
         angles = positions[:, None, None].float() * torch.cat((frequencies, frequencies))
         cos, sin = angles.cos() * self.rope_factor, angles.sin() * torch.cat((-sign, sign))
@@ -497,6 +537,11 @@ class Transformer(nn.Module):
         with torch.device("meta"):
             model = cls(config, max_length)
         model.load_state_dict(read_weights(folder, config, model.state_dict(), dtype, device), assign=True)
+        for module in model.modules():
+            if isinstance(module, Attention):
+                lay_side_by_side(module.q_proj, module.k_proj, module.v_proj)
+            elif isinstance(module, MLP):
+                lay_side_by_side(module.gate_proj, module.up_proj)
         return model.eval().requires_grad_(False)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:

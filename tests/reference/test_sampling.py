@@ -402,6 +402,25 @@ def test_costs_are_counts(slots):
     assert result.cost.decoded_tokens == sum(cost.decoded_tokens for cost in result.costs)
 
 
+def test_longest_first_leaves_the_callers_order():
+    """Horizons decide who is decoded first, not where an answer stands, its tokens, or what an error calls it."""
+    settings = {"stop_ids": [], "slots": 2}
+    alone = [
+        generate(HashModel(), [prompt], max_new_tokens=horizon, keys=[key], **settings).samples[0][0].tokens.tolist()
+        for key, (prompt, horizon) in enumerate(zip(PROMPTS, (2, 7, 4)))
+    ]
+    together = generate(HashModel(), PROMPTS, max_new_tokens=[2, 7, 4], **settings)
+    assert [own[0].tokens.tolist() for own in together.samples] == alone
+
+    class Broken(HashModel):
+        def __call__(self, tokens, positions=None, cache=None, *, logits=True):
+            out = super().__call__(tokens, positions, cache, logits=logits)
+            return out if out is None else out.masked_fill((positions == 8)[..., None], math.nan)
+
+    with pytest.raises(ValueError, match=r"prompt 2 \(key 'c'\), sample 0, at response position 6"):
+        generate(Broken(), PROMPTS, max_new_tokens=[2, 7, 7], keys=["a", "b", "c"], **settings)
+
+
 def test_the_model_computes_what_the_cost_says():
     """Count positions at the model: prompts once each, then one per decoded token (no slot is idle)."""
     fed = []

@@ -323,6 +323,36 @@ def test_bfloat16_cached_decoding_is_within_rounding(checkpoint):
     assert cached < 1.2 * whole
 
 
+# -- projections as one product ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_projections_are_joined_while_their_weights_lie_side_by_side(checkpoint, name):
+    model = Transformer.from_pretrained(checkpoint(name))
+    attention, x = model.layers[0].self_attn, torch.randn(5, model.config.hidden_size)
+    three = attention.q_proj, attention.k_proj, attention.v_proj
+
+    def check(joined):
+        weight = T.joined([linear.weight for linear in three])
+        assert (weight is not None) == joined
+        assert weight is None or torch.equal(weight, torch.cat([linear.weight for linear in three]))
+        for one, linear in zip(T.project(x, *three), three):
+            torch.testing.assert_close(one, linear(x), atol=1e-6, rtol=1e-5)
+
+    check(True)
+    attention.k_proj.weight.mul_(-2)  # as an optimiser would: the one matrix is the same memory
+    check(True)
+    attention.k_proj.weight.data = attention.k_proj.weight.data.clone()  # as `.to` would: no longer beside the others
+    check(False)
+
+
+def test_joined_projections_learn_apart(checkpoint):
+    model = Transformer.from_pretrained(checkpoint("qwen2")).requires_grad_(True)
+    model(tokens()).sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
