@@ -48,7 +48,7 @@ results: $(READY)  ## compute one figure's numbers again: make results NAME=toy_
 	$(RUN) -m figures compute $(NAME)
 
 bench: $(READY)  ## tokens per second, side by side with transformers
-	$(RUN) -m figures compute bench_decode bench_power bench_limits
+	$(RUN) -m figures compute bench_decode bench_power bench_cost bench_limits
 
 toy: $(READY)  ## train the toy model from scratch (20 minutes on one core) and measure it
 	$(RUN) -m toy.pretrain

@@ -3,7 +3,9 @@
 toy     the shipped checkpoint, 500 requests whose response lengths are log-normal with the spread that language models
         show (coefficient of variation 0.8, mean 32, at most 100), 64 at a time. transformers decodes them in batches of
         64 in the same order, each batch to its longest; only the tokens asked for count.
-0.5B    random float32 weights in the shape of Qwen2.5-0.5B, a 64-token prompt, 24 new tokens, batch 1 and 8: all equal.
+0.5B    random weights in the shape of Qwen2.5-0.5B, prompts of 64 tokens: 40 new tokens at batch 1, 24 at batch 16, and
+        24 requests of mixed lengths (as above, mean 16, at most 48), 8 at a time. float32, and bfloat16 where the
+        processor has it; elsewhere it is emulated, 50 times slower, whoever decodes.
 
 Both sample at temperature 1 from the whole law, take turns, and are quoted by the median of their runs.
 """
@@ -64,20 +66,29 @@ def race(our_model, their_model, prompts, lengths, batch, runs):
     return speeds
 
 
-def oracle(config):
+def oracle(config, dtype=torch.float32):
     import transformers  # only here: it is what we are compared with
 
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     model.generation_config.eos_token_id = None  # the lengths are given
     return model
+
+
+def mixed_lengths(rng, count: int, mean: float, longest: int) -> list[int]:
+    sigma = np.sqrt(np.log(1 + 0.8**2))
+    lengths = rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, count).round()
+    return np.clip(lengths, 1, longest).astype(int).tolist()
+
+
+def has_bfloat16() -> bool:
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def toy_race(runs: int) -> dict:
     import transformers
 
     rng = np.random.default_rng(0)
-    sigma = np.sqrt(np.log(1 + 0.8**2))
-    lengths = np.clip(rng.lognormal(np.log(32) - sigma**2 / 2, sigma, 500).round(), 1, 100).astype(int).tolist()
+    lengths = mixed_lengths(rng, 500, 32, 100)
     prompts = [rng.integers(0, 11, rng.integers(6, 25)).tolist() for _ in lengths]
     model = Transformer.from_pretrained(CHECKPOINT)
     other = oracle(transformers.AutoConfig.from_pretrained(CHECKPOINT))
@@ -85,18 +96,23 @@ def toy_race(runs: int) -> dict:
     return race(model, other, prompts, lengths, 64, runs)
 
 
-def half_billion_race(runs: int) -> dict[int, dict]:
+def half_billion_races(dtype: torch.dtype, runs: int) -> dict[str, dict]:
     import transformers
 
-    other = oracle(transformers.AutoConfig.for_model(**HALF_BILLION))
+    other = oracle(transformers.AutoConfig.for_model(**HALF_BILLION), dtype)
     with torch.device("meta"):
         model = Transformer(Config.from_dict(HALF_BILLION))
     weights = {name.removeprefix("model."): weight for name, weight in other.state_dict().items()}
     weights.pop("lm_head.weight")  # tied
     model.load_state_dict(weights, assign=True)  # the same memory
     model.eval().requires_grad_(False)
-    prompts = torch.randint(0, 151936, (8, 64), generator=torch.Generator().manual_seed(0)).tolist()
-    return {batch: race(model, other, prompts[:batch], [24] * batch, batch, runs) for batch in (1, 8)}
+    prompts = torch.randint(0, 151936, (24, 64), generator=torch.Generator().manual_seed(0)).tolist()
+    mixed = mixed_lengths(np.random.default_rng(0), 24, 16, 48)
+    return {
+        "batch 1": race(model, other, prompts[:1], [40], 1, runs),
+        "batch 16": race(model, other, prompts[:16], [24] * 16, 16, runs),
+        "8 at a time, mixed lengths": race(model, other, prompts, mixed, 8, runs),
+    }
 
 
 def memory() -> dict:
@@ -123,7 +139,8 @@ print(peak() - before, needed)
 
 def compute() -> dict:
     races = {"toy, 64 at a time, mixed lengths": toy_race(runs=5)}
-    races |= {f"0.5B float32, batch {batch}": race for batch, race in half_billion_race(runs=3).items()}
+    for name, dtype in {"float32": torch.float32, **({"bfloat16": torch.bfloat16} if has_bfloat16() else {})}.items():
+        races |= {f"0.5B {name}, {what}": kept for what, kept in half_billion_races(dtype, runs=3).items()}
     return {"races": races, "memory": memory()}
 
 
@@ -146,13 +163,14 @@ def table(result: dict) -> str:
 
 
 def draw(result: dict):
-    figure, axes = plt.subplots(1, len(result["races"]), figsize=(11, 3.4), layout="constrained")
+    count = len(result["races"])
+    figure, axes = plt.subplots(1, count, figsize=(3.2 * count, 3.4), layout="constrained")
     colours = {"sharpening": "#0072B2", "transformers": "#999999"}
     for axis, (name, speeds) in zip(axes, result["races"].items()):
         for x, (who, values) in enumerate(speeds.items()):
             axis.bar(x, statistics.median(values), color=colours[who], width=0.6)
             axis.plot([x] * len(values), values, "k.", markersize=4)
         axis.set_xticks(range(2), speeds)
-        axis.set_title(name, fontsize=10)
+        axis.set_title(name.replace(", ", "\n", 1), fontsize=10)
     axes[0].set_ylabel("useful tokens per second (bars: median; dots: runs)", fontsize=8)
     return figure

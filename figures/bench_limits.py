@@ -1,12 +1,14 @@
-"""Decoding, scoring and training against what the machine can do at most, both measured in one run.
+"""Decoding, sampling, scoring and training against what the machine can do at most, both measured in one run.
 
     seconds of a step ≥ max((W + B·c·κ) / bandwidth, B·f(c) / arithmetic)
 
 with W the bytes of the weights that a step reads, κ those of a position's keys and values, f(c) the operations for one
 token at context c, and B rows. Bandwidth: the fastest of a sum over and a product with a matrix that fits no cache;
 arithmetic: of square matrix products. Scoring reads W once for all its positions; training is three times scoring.
-The shipped toy model, and random weights in the shapes of Qwen2.5-0.5B and, on a GPU, 1.5B and 7B as far as the memory
-goes; bfloat16 where the processor has it.
+Power sampling (no savings) and SMC (16 particles) are held to the limit of the tokens that they decode, all of one
+length. The shipped toy model, and random weights in the shapes of Qwen2.5-0.5B and, on a GPU, 1.5B and 7B as far as the
+memory goes; bfloat16 where the processor has it. On a GPU also the eager step beside the captured one, and a slice of
+power sampling as MATH500 asks it of a 7B model: 256 chains, prompts of 150 tokens, α = 4, B = 192, N = 10.
 """
 
 import statistics
@@ -15,14 +17,19 @@ import time
 import matplotlib.pyplot as plt
 import torch
 
-from figures.bench_decode import CHECKPOINT, HALF_BILLION
+from figures.bench_decode import CHECKPOINT, HALF_BILLION, has_bfloat16
+from reference.power_sampling import PowerConfig, power_sample
+from reference.power_smc import SMCConfig, power_smc
 from reference.sampling import Decoder, Requests, score
 from reference.training import response_logp
 from reference.transformer import Config, Transformer
+from theory.cost import tokens
 
 DEPENDS = (
     "reference/sampling.py", "reference/token_law.py", "reference/scoring.py", "reference/randomness.py",
-    "reference/transformer.py", "reference/training.py", "figures/bench_limits.py",
+    "reference/captured_step.py", "reference/transformer.py", "reference/training.py", "reference/chains.py",
+    "reference/proposals.py", "reference/power_sampling.py", "reference/particles.py", "reference/power_smc.py",
+    "figures/bench_limits.py",
 )  # fmt: skip
 SHAPES = {
     "0.5B": HALF_BILLION,
@@ -37,6 +44,7 @@ SHAPES = {
 }  # fmt: skip
 BATCHES = (1, 16, 64, 256)
 CONTEXT, STEPS, TEXTS = 64, 5, 4  # prompt tokens; timed steps, after two that are not; texts that are scored
+ANSWER, PROPOSALS, PARTICLES = 8, 2, 16  # tokens of a sampler's answers, Metropolis-Hastings steps, SMC's particles
 
 
 def synchronise() -> None:
@@ -82,13 +90,50 @@ def decode(model: Transformer, rows: int) -> list[float]:
     return seconds(decoder.advance, STEPS + 2)[2:]
 
 
+def sample(model: Transformer, rows: int) -> dict[str, tuple[list[float], int]]:
+    """Seconds of power sampling and of SMC in so many rows, and how many tokens each decoded."""
+    prompt = torch.arange(CONTEXT) % model.vocab_size
+    power = PowerConfig(block=ANSWER, steps=PROPOSALS, horizon=ANSWER, first_divergence_skip=False, early_reject=False)
+    cloud = SMCConfig(particles=PARTICLES, horizon=ANSWER)
+    runs = {
+        "power": lambda: power_sample(model, [prompt], power, stop_ids=[], samples_per_prompt=rows, slots=rows),
+        "smc": lambda: power_smc(
+            model, [prompt], cloud, stop_ids=[], samples_per_prompt=rows // PARTICLES, slots=rows
+        ),
+    }  # fmt: skip
+    out = {}
+    for name, run in runs.items():
+        if rows >= PARTICLES:
+            kept = []
+            times = seconds(lambda run=run, kept=kept: kept.append(run().cost.decoded_tokens), 3)[1:]
+            out[name] = times, kept[-1]
+    return out
+
+
+def math500(model: Transformer, answer: int = 384, chains: int = 256) -> dict[str, float]:
+    """Power sampling's seconds for some chains of so long answers, and those of 500 answers of 679 tokens at its speed,
+    a token at 679 taken to cost what it does at `answer`."""
+    prompts = [torch.arange(150) % model.vocab_size + i for i in range(chains)]
+    config = PowerConfig(block=192, steps=10, horizon=answer)
+    begin = time.perf_counter()
+    out = power_sample(model, prompts, config, stop_ids=[], slots=chains)
+    synchronise()
+    spent = time.perf_counter() - begin
+    share = out.cost.decoded_tokens / (chains * tokens(answer, 192, 10))  # what the savings leave
+    return {"seconds": spent, "all": spent / out.cost.decoded_tokens * share * 500 * tokens(679, 192, 10)}
+
+
 def measure(model: Transformer, batches: tuple[int, ...], ceiling: dict[str, float]) -> dict:
     rows: list[dict] = []
     for batch in batches:
-        times = decode(model, batch)
-        rows.append(
-            {"what": "decode", "tokens": batch, "seconds": times, "limit": limit(model, ceiling, batch, CONTEXT)}
-        )
+        least = limit(model, ceiling, batch, CONTEXT)
+        for name in ("decode", "eager") if model.device.type == "cuda" else ("decode",):
+            model.capture = name == "decode"
+            rows.append({"what": name, "tokens": batch, "seconds": decode(model, batch), "limit": least})
+        model.capture = True
+        for name, (times, decoded) in sample(model, batch).items():
+            rows.append({"what": name, "rows": batch, "tokens": decoded, "seconds": times,
+                         "limit": decoded / batch * limit(model, ceiling, batch, CONTEXT + ANSWER / 2)})  # fmt: skip
     texts = [torch.arange(i, i + CONTEXT + 1) % model.vocab_size for i in range(TEXTS)]
     firsts, rests = [text[:1] for text in texts], [text[1:] for text in texts]
     least = limit(model, ceiling, TEXTS * CONTEXT, CONTEXT / 2, share=2 / CONTEXT)  # a text's keys are read once
@@ -103,13 +148,16 @@ def measure(model: Transformer, batches: tuple[int, ...], ceiling: dict[str, flo
     times = seconds(backward, 3)[1:]
     model.requires_grad_(False).zero_grad()
     rows.append({"what": "train", "tokens": TEXTS * CONTEXT, "seconds": times, "limit": 3 * least})
-    return {"ceiling": ceiling, "rows": rows}
+    result = {"ceiling": ceiling, "rows": rows}
+    if model.device.type == "cuda" and model.num_parameters() > 5e9:
+        result["math500"] = math500(model)
+    return result
 
 
 def compute() -> dict:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kinds = {"float32": torch.float32}
-    if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # elsewhere it is emulated, 50 times slower
+    if has_bfloat16():
         kinds["bfloat16"] = torch.bfloat16
     ceiling = {name: ceilings(device, dtype) for name, dtype in kinds.items()}
     toy = Transformer.from_pretrained(CHECKPOINT, device=device)
@@ -130,16 +178,20 @@ def compute() -> dict:
 
 
 def table(result: dict) -> str:
-    lines = [f"{'':16}{'':>8}{'tokens':>8}{'ms':>10}{'tokens/s':>11}{'of the limit':>14}"]
+    lines = [f"{'':16}{'':>8}{'rows':>6}{'tokens':>8}{'ms':>10}{'tokens/s':>11}{'of the limit':>14}"]
     for name, measured in result["models"].items():
         for row in measured["rows"]:
             middle = statistics.median(row["seconds"])
-            speed, share = row["tokens"] / middle, row["limit"] / middle
+            speed, share = row["tokens"] / middle, 100 * row["limit"] / middle
+            rows = row.get("rows", row["tokens"] if row["what"] in ("decode", "eager") else TEXTS)
             lines.append(
-                f"{name:16}{row['what']:>8}{row['tokens']:8}{1e3 * middle:10.1f}{speed:11.0f}{100 * share:12.0f} %"
+                f"{name:16}{row['what']:>8}{rows:6}{row['tokens']:8}{1e3 * middle:10.1f}{speed:11.0f}{share:12.1f} %"
             )
         kept = measured["ceiling"]
         lines.append(f"{'':16}{kept['bandwidth'] / 1e9:8.1f} GB/s read, {kept['arithmetic'] / 1e9:.0f} Gflop/s at most")
+        if "math500" in measured:
+            slice_, whole = (measured["math500"][key] for key in ("seconds", "all"))
+            lines.append(f"{'':16}MATH500: {whole / 60:.1f} minutes, from a slice of {slice_:.0f} s")
     return "\n".join(lines)
 
 
@@ -153,8 +205,10 @@ def draw(result: dict):
         for row in rows:
             speeds = [row["tokens"] / each for each in row["seconds"]]
             axis.plot([row["tokens"]] * len(speeds), speeds, ".", color="#0072B2", alpha=0.5)
-        middle = [row["tokens"] / statistics.median(row["seconds"]) for row in rows]
-        axis.plot(batch, middle, "o-", color="#0072B2", label="measured")
+        for what, colour in zip(("decode", "eager", "power", "smc"), ("#0072B2", "#56B4E9", "#D55E00", "#009E73")):
+            if kind := [row for row in measured["rows"] if row["what"] == what]:
+                middle = [row["tokens"] / statistics.median(row["seconds"]) for row in kind]
+                axis.plot([row.get("rows", row["tokens"]) for row in kind], middle, "o-", color=colour, label=what)
         axis.set(xscale="log", yscale="log", xlabel="rows that decode", title=name)
         axis.set_xticks(batch, batch)
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
 """Power sampling on the CPU against a straightforward implementation on transformers' `generate`, in one run.
 
-The toy checkpoint, α = 4, one block, the same number of steps. Ours: 32 chains of 32 problems, with the two savings and
+The toy checkpoint, α = 4, one block, the same number of steps. Ours: 64 chains of 64 problems, with the two savings and
 without. Theirs: one chain at a time, each step a call of `generate` on prompt and kept prefix, which it prefills anew,
 with the logits asked for; so work the implementations in circulation. Both sample the same law. Speed is counted in
 Metropolis-Hastings steps that a chain without savings decodes for (a cut behind a record's end is free for all), per
@@ -25,7 +25,7 @@ DEPENDS = (
     "reference/chains.py", "reference/proposals.py", "reference/power_sampling.py", "reference/prefetching.py",
     "toy/checkpoint/model.safetensors", "figures/bench_power.py",
 )  # fmt: skip
-ALPHA, STEPS, CHAINS, THEIR_CHAINS, RUNS = 4.0, 50, 32, 2, 3
+ALPHA, STEPS, CHAINS, THEIR_CHAINS, RUNS = 4.0, 50, 64, 2, 3
 AHEAD = (0, 1, 3, 7)
 
 

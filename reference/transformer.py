@@ -279,12 +279,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """The same from a cache's layout, in fewer kernels: k, v [B, K, S, D]; the mask is 0 or -inf in q's dtype."""
     (B, T, H, D), (K, S) = q.shape, k.shape[1:3]
-    if T > 1 or q.dtype != torch.float32:
+    if T > 1 or not (q.is_cuda or q.dtype == torch.float32):
         mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, enable_gqa=H != K)
         return mixed.transpose(1, 2)
     bias = mask.expand(B, K, 1, S).reshape(B * K, 1, S)
     scores = torch.baddbmm(bias, q.reshape(B * K, H // K, D), k.flatten(0, 1).transpose(1, 2), alpha=D**-0.5)
-    return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(B, T, H, D)
+    weights = scores.softmax(-1, dtype=at_least_float32(q.dtype)).to(q.dtype)
+    return torch.bmm(weights, v.flatten(0, 1)).view(B, T, H, D)
 
 
 def project(x: Tensor, *linears: nn.Linear) -> Sequence[Tensor]:
