@@ -104,8 +104,8 @@ def half_billion_races(dtype: torch.dtype, runs: int) -> dict[str, dict]:
         model = Transformer(Config.from_dict(HALF_BILLION))
     weights = {name.removeprefix("model."): weight for name, weight in other.state_dict().items()}
     weights.pop("lm_head.weight")  # tied
-    model.load_state_dict(weights, assign=True)  # the same memory
-    model.eval().requires_grad_(False)
+    model.load_state_dict(weights, assign=True)
+    model.lay_out().eval().requires_grad_(False)  # as `from_pretrained` does
     prompts = torch.randint(0, 151936, (24, 64), generator=torch.Generator().manual_seed(0)).tolist()
     mixed = mixed_lengths(np.random.default_rng(0), 24, 16, 48)
     return {

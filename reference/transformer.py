@@ -288,13 +288,26 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return torch.bmm(weights, v.flatten(0, 1)).view(B, T, H, D)
 
 
-def project(x: Tensor, *linears: nn.Linear) -> Sequence[Tensor]:
-    """Several linear maps of x; as one product, where their weights lie side by side and nothing is to be learned."""
-    weight = None if torch.is_grad_enabled() else joined([linear.weight for linear in linears])
-    bias = None if linears[0].bias is None else joined([linear.bias for linear in linears])
-    if weight is None or (bias is None) != (linears[0].bias is None):
-        return [linear(x) for linear in linears]
-    return F.linear(x, weight, bias).split([len(linear.weight) for linear in linears], -1)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b, x [N, in]. On a CPU a few float32 rows meet a large W slice by slice, as W xᵀ: of x Wᵀ MKL computes one
+    row in one thread, and some at a third of the speed. The roundings are others."""
+    few = len(x) <= 64 and weight.numel() > 5 * 10**5 and x.dtype == torch.float32 and x.device.type == "cpu"
+    if not few or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    slices = weight.unflatten(0, (math.gcd(len(weight), 8), -1))
+    product = torch.bmm(slices, x.T.expand(len(slices), -1, -1)).flatten(0, 1).T.contiguous()
+    return product if bias is None else product.add_(bias)
+
+
+def project(x: Tensor, *layers: nn.Linear) -> Sequence[Tensor]:
+    """Several linear layers of x; as one product, where their weights lie side by side and nothing is to be learned."""
+    weight = bias = None
+    if not torch.is_grad_enabled() and all(type(layer) is nn.Linear for layer in layers):  # no adapters
+        weight = joined([layer.weight for layer in layers])
+        bias = None if layers[0].bias is None else joined([layer.bias for layer in layers])
+    if weight is None or (bias is None) != (layers[0].bias is None):
+        return [layer(x) for layer in layers]
+    return linear(x, weight, bias).split([len(layer.weight) for layer in layers], -1)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor | None:
@@ -309,10 +322,10 @@ def joined(parts: Sequence[Tensor]) -> Tensor | None:
     return first.as_strided(shape, first.stride()) if inside else None
 
 
-def lay_side_by_side(*linears: nn.Linear) -> None:
+def lay_side_by_side(*layers: nn.Linear) -> None:
     """Move the weights, and the biases, of maps of the same input to where `joined` finds them."""
     for name in ("weight", "bias"):
-        if (parts := [getattr(linear, name) for linear in linears])[0] is not None:
+        if (parts := [getattr(layer, name) for layer in layers])[0] is not None:
             pieces = torch.cat([part.data for part in parts]).split([len(part) for part in parts])
             for part, piece in zip(parts, pieces):
                 part.data = piece
@@ -335,7 +348,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(torch.cat((q, k), 1), cos, sin).split((q.shape[1], k.shape[1]), 1)  # both at once
-        return self.o_proj(view.attend(self.layer, q, k, v).reshape(len(x), -1))
+        return project(view.attend(self.layer, q, k, v).reshape(len(x), -1), self.o_proj)[0]
 
 
 class MLP(nn.Module):
@@ -348,7 +361,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = project(x, self.gate_proj, self.up_proj)
-        return self.down_proj(F.silu(gate) * up)
+        return project(F.silu(gate) * up, self.down_proj)[0]
 
 
 class Layer(nn.Module):
@@ -483,7 +496,7 @@ class Transformer(nn.Module):
         if not logits:
             return None
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(self.norm(x), head.weight).to(at_least_float32(x.dtype)).unflatten(0, tokens.shape)
+        return linear(self.norm(x), head.weight).to(at_least_float32(x.dtype)).unflatten(0, tokens.shape)
 
     def rotations(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What `rotate` takes at some positions [N]: cos and sin, [N, 1, size] each."""
@@ -538,12 +551,16 @@ class Transformer(nn.Module):
         with torch.device("meta"):
             model = cls(config, max_length)
         model.load_state_dict(read_weights(folder, config, model.state_dict(), dtype, device), assign=True)
-        for module in model.modules():
+        return model.lay_out().eval().requires_grad_(False)
+
+    def lay_out(self) -> Transformer:
+        """Lay weights that meet the same input side by side in memory, where `project` makes one product of them."""
+        for module in self.modules():
             if isinstance(module, Attention):
                 lay_side_by_side(module.q_proj, module.k_proj, module.v_proj)
             elif isinstance(module, MLP):
                 lay_side_by_side(module.gate_proj, module.up_proj)
-        return model.eval().requires_grad_(False)
+        return self
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Write config.json and model.safetensors under Hugging Face's names; each file is whole or absent."""

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from safetensors.torch import load_file, save_file
 
 import reference.transformer as T
+from reference.lora import LoRAConfig, add_lora, lora_layers
 from reference.transformer import Config, Transformer
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle for parity")
@@ -345,6 +346,30 @@ def test_projections_are_joined_while_their_weights_lie_side_by_side(checkpoint,
     check(True)
     attention.k_proj.weight.data = attention.k_proj.weight.data.clone()  # as `.to` would: no longer beside the others
     check(False)
+
+
+@torch.no_grad()
+def test_adapters_are_not_joined_away(checkpoint):
+    """A layer with an adapter has the weight of the layer that it replaced, but is more than that."""
+    model = add_lora(Transformer.from_pretrained(checkpoint("qwen2")), LoRAConfig(rank=2))
+    before = model(tokens())
+    for layer in lora_layers(model):
+        layer.lora_b.normal_()
+    assert not torch.allclose(model(tokens()), before, atol=1e-3)
+    with torch.enable_grad():
+        learning = model(tokens())
+    torch.testing.assert_close(model(tokens()), learning, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 2, 16, 64, 65])
+@pytest.mark.parametrize("out", [800, 801])
+def test_a_few_rows_are_multiplied_as_many(rows, out):
+    """Slice by slice or whole (801 is odd, so one slice), up to rounding: sums of 700 products of size 1."""
+    x, weight, bias = torch.randn(rows, 700), torch.randn(out, 700), torch.randn(out)
+    exact = x.double() @ weight.double().T
+    torch.testing.assert_close(T.linear(x, weight).double(), exact, atol=2e-4, rtol=0)
+    torch.testing.assert_close(T.linear(x, weight, bias).double(), exact + bias, atol=2e-4, rtol=0)
 
 
 def test_joined_projections_learn_apart(checkpoint):
