@@ -44,7 +44,8 @@ SHAPES = {
 }  # fmt: skip
 BATCHES = (1, 16, 64, 256)
 CONTEXT, STEPS, TEXTS = 64, 5, 4  # prompt tokens; timed steps, after two that are not; texts that are scored
-ANSWER, PROPOSALS, PARTICLES = 8, 2, 16  # tokens of a sampler's answers, Metropolis-Hastings steps, SMC's particles
+ANSWER = 128 if torch.cuda.is_available() else 8  # tokens of a sampler's answers
+PROPOSALS, PARTICLES = 2, 16  # Metropolis-Hastings steps; SMC's particles
 
 
 def synchronise() -> None:
@@ -64,7 +65,9 @@ def seconds(work, runs: int) -> list[float]:
 
 
 def ceilings(device: str, dtype: torch.dtype, mebibytes: int = 256, side: int = 2048) -> dict[str, float]:
-    """Bytes per second read, and operations per second, at best."""
+    """Bytes per second read, and operations per second, at best (on a GPU of matrices that take milliseconds)."""
+    if device == "cuda":
+        mebibytes, side = 16 * mebibytes, 4 * side
     matrix = torch.ones((mebibytes * 2**20 // (dtype.itemsize * 4096), 4096), dtype=dtype, device=device)
     vector, square = matrix[0].clone(), torch.ones((side, side), dtype=dtype, device=device)
     read = min(seconds(lambda: matrix @ vector, 8) + seconds(matrix.sum, 8))
@@ -166,12 +169,14 @@ def compute() -> dict:
         for name, dtype in kinds.items():
             with torch.device("meta"):
                 model = Transformer(Config.from_dict(SHAPES[shape])).to(dtype).requires_grad_(False)
+            torch.cuda.empty_cache()
             needed = 2 * sum(weight.nbytes for weight in model.parameters())  # with their gradients
             if device == "cuda" and needed > torch.cuda.mem_get_info()[0] // 2:
                 continue
             model = model.to_empty(device=device)
             for weight in model.parameters():
                 weight.data.normal_(1 if weight.dim() == 1 else 0, 0.02)
+            model.lay_out()  # as `from_pretrained` does
             models[f"{shape} {name}"] = measure(model, BATCHES, ceiling[name])
             del model
     return {"context": CONTEXT, "models": models}

@@ -15,6 +15,7 @@ The tests check all three without a GPU, by recording and replaying the operatio
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -26,15 +27,17 @@ Step = Callable[[], Tensor]
 
 def capture_of(model: Any) -> CapturedStep | None:
     """What captures a model's steps: nothing, unless it says `capture = True` and is on a GPU."""
-    return CapturedStep() if getattr(model, "capture", False) and model.device.type == "cuda" else None
+    return CapturedStep(model.device) if getattr(model, "capture", False) and model.device.type == "cuda" else None
 
 
 class CapturedStep:
     """Graphs of a step, one for each number of positions that attention reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.graphs: dict[int, tuple[Callable[[], Any], Tensor] | None] = {}
         self.pool: Any = None  # memory that the graphs share: they run one after the other and keep nothing in it
+        self.stream: Any = None  # where they are recorded; of its own, since libraries keep workspaces by stream
 
     def __call__(self, step: Step, cache: Any, positions: Tensor) -> Tensor:
         """step(), which calls the model once, on this cache and at these positions."""
@@ -53,8 +56,15 @@ class CapturedStep:
 
     def record(self, step: Step) -> tuple[Callable[[], Any], Tensor]:
         """Record a step without running it: what runs it, and where its result will stand."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            result = step()
+        self.stream = self.stream or torch.cuda.Stream(self.device)
+        collects = gc.isenabled()
+        gc.disable()  # an old graph that is collected meanwhile would spoil the new one
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                result = step()
+        finally:
+            if collects:
+                gc.enable()
         self.pool = self.pool or graph.pool()
         return graph.replay, result

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,15 +40,14 @@ class Lookahead(Branches):
         super().__init__(model, prompts, slots, c.horizon, stop_ids=stop_ids, seed=seed, measure=measure)
         rollout_seed = child_seed(seed, "rollouts")
         self.lanes = branches(shape=(K, c.rollouts), temperature=c.temperature(c.rollout_law), seed=rollout_seed)
-        self.heads = (
-            self if c.chunk is None else branches(shape=(K,), temperature=c.temperature(c.chunk_law), seed=seed)
-        )
+        self.heads: Any = c.chunk and branches(shape=(K,), temperature=c.temperature(c.chunk_law), seed=seed)
         self.request, self.key, self.sample = torch.zeros((3, slots), dtype=torch.int64, device=model.device)
         self.decisions, self.clipped, self.waited = torch.zeros_like(requests.index).repeat(3, 1)
 
     def keep(self, slots: Tensor) -> None:
-        for branches in {self.lanes, self.heads} - {self}:
-            branches.keep(branches.rows(slots).flatten())
+        for branches in (self.lanes, self.heads):
+            if branches is not None:
+                branches.keep(branches.rows(slots).flatten())
         super().keep(slots)
 
     def load(self, slots: Tensor, requests: Requests) -> None:

@@ -83,7 +83,7 @@ def sample(sampler: Callable[..., Any], model: Any, prompts: Sequence, *args, ke
     try:
         result = sampler(model, prompts[mine], *args, keys=keys[mine], **settings)
     except ValueError as error:
-        result = error
+        result = error.with_traceback(None)  # which would keep the decoder alive
     results = exchange(result, model.device)[:world]
     for part in results:
         if isinstance(part, ValueError):

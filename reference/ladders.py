@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,18 +39,16 @@ class Ladders(Chains):
         super().__init__(model, prompts, slots, config, requests, stop_ids, seed)
         self.group, self.falling = config.rungs, config.alphas[0] >= 1
         self.alphas = torch.tensor(config.alphas, dtype=torch.float64, device=model.device)
-        self.measure, self.measures = self.zetas, self.weight.new_zeros((slots, config.horizon + 1, config.rungs))
+        self.measure, self.measures = (
+            partial(zetas, alphas=config.alphas),
+            self.weight.new_zeros((slots, config.horizon + 1, config.rungs)),
+        )
         ladders = len(requests) // config.rungs
         self.ladder = torch.zeros_like(self.step)  # the key of the ladder, whichever slot
         self.rounds = torch.zeros(ladders, dtype=torch.int64, device=model.device)
         self.swapped = torch.zeros(
             (ladders, config.rungs - 1, self.cuts.shape[1]), dtype=torch.bool, device=model.device
         )
-
-    def zetas(self, logits: Tensor) -> Tensor:
-        """ζ of every rung: float64 [S, K]."""
-        logp = logits.log_softmax(-1)
-        return torch.stack([(a * logp).logsumexp(-1).double() for a in self.config.alphas], -1)
 
     def proposal_law(self, logits: Tensor, logp: Tensor) -> Tensor:
         if self.group == 1:
@@ -144,6 +143,12 @@ class Ladders(Chains):
         self.weight[slots, 1:] = (zeta.clamp(max=0) if self.falling else zeta).cumsum(1)
         self.low[slots] = 1.0  # no number is in [1, high): these tokens are not known to repeat
         self.kept["weight"][slots], self.kept["low"][slots] = self.weight[slots], self.low[slots]
+
+
+def zetas(logits: Tensor, alphas: Sequence[float]) -> Tensor:
+    """ζ of every rung: float64 [S, K]."""
+    logp = logits.log_softmax(-1)
+    return torch.stack([(a * logp).logsumexp(-1).double() for a in alphas], -1)
 
 
 def swap_log_ratio(low: Tensor, high: Tensor, logp_low: Tensor, logp_high: Tensor) -> Tensor:

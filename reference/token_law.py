@@ -51,7 +51,8 @@ def inverse_cdf(logq: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     interval low <= u < high, float64 [rows], of the numbers that draw it.
 
     In float64 (at 152k ids float32's cumulative sum has steps wider than many probabilities), and never an id of
-    probability 0: the cumulative sum, divided by its last entry, reaches 1 at the last id that has any mass.
+    probability 0: the cumulative sum, divided by its last entry, reaches 1 at the last id that has any mass. (On a GPU
+    both hold up to float64's rounding: its cumulative sums are made in parallel.)
     """
     cdf = logq.double().exp().cumsum(-1)
     cdf = cdf / cdf[:, -1:]
