@@ -59,8 +59,8 @@ class World:
 
     def answers(self, samples: Samples) -> list[list[str | None]]:
         """What each response answers, [problem][i]."""
-        read, decode = self.text_model.parse, self.text_model.tokenizer.decode
-        return [[read("author", decode(sample.tokens)) for sample in responses] for responses in samples]
+        parse, texts = self.text_model.parse, self.text_model.texts(samples)
+        return [[parse("author", text) for text in responses] for responses in texts]
 
     def right(self, samples: Samples) -> np.ndarray:
         """1 where a response's answer is the truth, [problems, n]."""

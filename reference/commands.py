@@ -561,8 +561,7 @@ def _stream(asked: Asked, prompt: list[int], key: int | str, **law: Any) -> Iter
 def _rewards(asked: Asked) -> dict[str, Callable[[Samples], torch.Tensor]]:
     def majority(samples: Samples) -> torch.Tensor:
         speaker = asked.speaker
-        texts = [[speaker.tokenizer.decode(sample.tokens) for sample in own] for own in samples]
-        return majority_vote([[speaker.parse("author", text) for text in own] for own in texts])
+        return majority_vote([[speaker.parse("author", text) for text in own] for own in speaker.texts(samples)])
 
     def judge(samples: Samples) -> torch.Tensor:
         most = CascadeConfig(tokens=min(CascadeConfig.tokens, asked.checkpoint.room()))

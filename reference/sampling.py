@@ -278,8 +278,8 @@ def generate(
     texts = check_prompts(model, prompts)
     horizons = check_horizons(model, texts, max_new_tokens)
     check_law(model, stop_ids, temperature, top_k, top_p)
-    # Longest first, so that the last to end are short. It changes the speed, not the tokens.
-    order = sorted(range(len(texts)), key=lambda i: -horizons[i])
+    # Longest first: the last to end are short, and prompts of like lengths are prefilled together. Same tokens.
+    order = sorted(range(len(texts)), key=lambda i: (-horizons[i], -len(texts[i])))
     texts, horizons = [texts[i] for i in order], [horizons[i] for i in order]
     requests = make_requests(model, texts, horizons, samples_per_prompt, keys, order)
     decoder = Decoder(

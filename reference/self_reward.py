@@ -52,8 +52,7 @@ def model_as_judge(
     config = replace(config or CascadeConfig(), exit="none")
 
     def reward(samples: Samples) -> Tensor:
-        texts = [[speaker.tokenizer.decode(sample.tokens) for sample in own] for own in samples]
-        record = verify(speaker, questions, texts, config, seed=seed, keys=keys, **settings)
+        record = verify(speaker, questions, speaker.texts(samples), config, seed=seed, keys=keys, **settings)
         return (record.votes == 1).double().mean((-2, -1)).to(samples.tokens.device)
 
     return reward

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 
 from reference import sampling
-from reference.sampling import Generation, LanguageModel
+from reference.sampling import Generation, LanguageModel, Samples
 from reference.tokenizer import Tokenizer
 from reference.transformer import Transformer, find_folder, read_json
 
@@ -132,14 +132,18 @@ class TextModel:
         """What the role's reply says; None if it cannot be used."""
         return self.templates.role(role).parse(text)
 
+    def texts(self, samples: Samples) -> list[list[str]]:
+        """The responses in words, without special tokens: texts[prompt][i]."""
+        both = zip(samples.tokens.cpu(), samples.lengths.tolist())
+        return [[self.tokenizer.decode(row[:length]) for row, length in zip(*own)] for own in both]
+
     def reply(self, prompts: Sequence[Sequence[int]], **settings: Any) -> tuple[list[list[str]], Generation]:
         """Ask the prompts: texts[prompt][i] of their responses, without special tokens, and the `Generation` itself.
 
         settings: those of `sampling.generate` (max_new_tokens, temperature, samples_per_prompt, seed, ...).
         """
         generation = sampling.generate(self.model, prompts, **{"stop_ids": self.stop_ids, **settings})
-        texts = [[self.tokenizer.decode(sample.tokens) for sample in samples] for samples in generation.samples]
-        return texts, generation
+        return self.texts(generation.samples), generation
 
     def ask(
         self, role: str, fields: Sequence[Mapping[str, Any]], **settings: Any

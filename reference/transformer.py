@@ -301,25 +301,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def project(x: Tensor, *layers: nn.Linear) -> Sequence[Tensor]:
     """Several linear layers of x; as one product, where their weights lie side by side and nothing is to be learned."""
-    weight = bias = None
-    if not torch.is_grad_enabled() and all(type(layer) is nn.Linear for layer in layers):  # no adapters
-        weight = joined([layer.weight for layer in layers])
-        bias = None if layers[0].bias is None else joined([layer.bias for layer in layers])
-    if weight is None or (bias is None) != (layers[0].bias is None):
+    if torch.is_grad_enabled() or any(type(layer) is not nn.Linear for layer in layers):  # learning, or adapters
         return [layer(x) for layer in layers]
-    return linear(x, weight, bias).split([len(layer.weight) for layer in layers], -1)
+    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    weight, bias = joined(weights), joined(biases)
+    if weight is None or (bias is None) != (biases[0] is None):
+        return [linear(x, *each) for each in zip(weights, biases)]
+    return linear(x, weight, bias).split_with_sizes([weight.shape[0] for weight in weights], -1)
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor | None:
+def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     """Tensors [n_i, ...] as one view [Σ n_i, ...] of memory in which each begins where the last ended; else None."""
-    first, end = parts[0], parts[0].data_ptr()
+    if (first := parts[0]) is None or len(parts) == 1:
+        return first
+    rows, end = 0, first.data_ptr()
     for part in parts:
-        if part.data_ptr() != end:
+        if part is None or part.data_ptr() != end:
             return None
-        end += part.nbytes
-    shape = (sum(map(len, parts)), *first.shape[1:])
-    inside = first.untyped_storage().data_ptr() + first.untyped_storage().nbytes() >= end
-    return first.as_strided(shape, first.stride()) if inside else None
+        rows, end = rows + part.shape[0], end + part.nbytes
+    storage = first.untyped_storage()
+    inside = storage.data_ptr() + storage.nbytes() >= end
+    return first.as_strided((rows, *first.shape[1:]), first.stride()) if inside else None
 
 
 def lay_side_by_side(*layers: nn.Linear) -> None:
@@ -344,11 +346,16 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
+        q, k, v = self.heads(x, cos, sin)
+        return project(view.attend(self.layer, q, k, v).reshape(len(x), -1), self.o_proj)[0]
+
+    def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [N, H, D], keys and values [N, K, D] of x [N, hidden]."""
         q, k, v = (each.view(len(x), -1, self.head_dim) for each in project(x, self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(torch.cat((q, k), 1), cos, sin).split((q.shape[1], k.shape[1]), 1)  # both at once
-        return project(view.attend(self.layer, q, k, v).reshape(len(x), -1), self.o_proj)[0]
+        return q, k, v
 
 
 class MLP(nn.Module):
@@ -375,21 +382,29 @@ class Layer(nn.Module):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, view)
         return x + self.mlp(self.post_attention_layernorm(x))
 
+    def fill(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> None:
+        """Only keep the keys and values: all that the last layer is for, where nobody reads the logits."""
+        if view.cache is not None:
+            _, k, v = self.self_attn.heads(self.input_layernorm(x), cos, sin)
+            view.keep(self.self_attn.layer, k, v)
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The cache
 
 
 class KVCache:
-    """Keys and values of `rows` texts, `capacity` positions each: two tensors [layers, rows, K, capacity, D]."""
+    """Keys and values of `rows` texts, `capacity` positions each: two tensors [layers, rows, K, capacity, D].
 
-    def __init__(self, config: Config, rows: int, capacity: int, dtype: torch.dtype, device: torch.device):
+    rotations: `Transformer.rotations` of all its positions, in the dtype and on the device of keys and values.
+    """
+
+    def __init__(self, config: Config, rows: int, capacity: int, rotations: tuple[Tensor, Tensor]):
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim)
-        self.rows, self.capacity = rows, capacity
+        self.rows, self.capacity, self.rotations = rows, capacity, rotations
         self.visible: int | None = None  # how many slots a call reads; None: up to the last that any query sees
         # Zeros, not empty memory: a masked slot has weight 0, and 0 times an uninitialised NaN would be NaN.
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.k, self.v = (rotations[0].new_zeros(shape) for _ in range(2))
 
     def reach(self, positions: Tensor) -> int:
         """How many slots a call at these positions reads; on a GPU rounded up, so that few graphs serve all calls."""
@@ -433,10 +448,16 @@ class View:
         q, mask = q.unflatten(0, self.shape), self.masks[layer]
         if self.cache is None:
             return attention(q, k.unflatten(0, self.shape), v.unflatten(0, self.shape), mask)
-        kept_k, kept_v = self.cache.k[layer], self.cache.v[layer]  # [rows, K, capacity, D]
+        k, v = (kept[:, :, : self.visible] for kept in self.keep(layer, k, v))
+        return cached_attention(q, k, v, mask)
+
+    def keep(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k, v [N, K, D] into the cache; all that it has of this layer, [rows, K, capacity, D] each."""
+        assert self.cache is not None
+        kept_k, kept_v = self.cache.k[layer], self.cache.v[layer]
         kept_k.flatten(0, 2).index_copy_(0, self.slots, k.flatten(0, 1))
         kept_v.flatten(0, 2).index_copy_(0, self.slots, v.flatten(0, 1))
-        return cached_attention(q, kept_k[:, :, : self.visible], kept_v[:, :, : self.visible], mask)
+        return kept_k, kept_v
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -476,7 +497,8 @@ class Transformer(nn.Module):
         return self.embed_tokens.weight.dtype
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
-        return KVCache(self.config, rows, capacity, self.dtype, self.device)
+        rotations = self.rotations(torch.arange(capacity, device=self.device), self.dtype)
+        return KVCache(self.config, rows, capacity, rotations)
 
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, cache: KVCache | None = None, *, logits: bool = True
@@ -488,13 +510,24 @@ class Transformer(nn.Module):
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        if torch.is_grad_enabled():
+            return self.compute(tokens, positions, cache, logits)
+        with torch.inference_mode():  # without autograd's book-keeping, a tenth of a small model's step
+            computed = self.compute(tokens, positions, cache, logits)
+        return None if computed is None else computed.clone()  # an ordinary tensor, that may meet autograd again
+
+    def compute(self, tokens: Tensor, positions: Tensor, cache: KVCache | None, logits: bool) -> Tensor | None:
         x = self.embed_tokens(tokens.flatten())  # [N = rows · time, hidden]: rows and time meet only in attention
-        cos, sin = self.rotations(positions.flatten(), x.dtype)
+        at = positions.flatten()
+        cos, sin = self.rotations(at, x.dtype) if cache is None else (table[at] for table in cache.rotations)
         view = View(self.config, positions, cache)
-        for layer in self.layers:
+        layers: Any = self.layers
+        *others, last = layers
+        for layer in others:
             x = layer(x, cos, sin, view)
         if not logits:
-            return None
+            return last.fill(x, cos, sin, view)
+        x = last(x, cos, sin, view)
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         return linear(self.norm(x), head.weight).to(at_least_float32(x.dtype)).unflatten(0, tokens.shape)
 

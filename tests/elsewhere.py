@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("meta")
-MOVES = ("copy_", "_to_copy")  # what may go from one device to the other
+MOVES = ("copy_", "_to_copy", "to")  # what may go from one device to the other
 
 
 class Elsewhere(Tensor):

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from reference.evaluation import accuracy
+from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.sampling import child_seed
 from reference.text_model import TextModel
 from reference.transformer import Transformer, write_whole
@@ -136,16 +137,12 @@ def measure(world: World, folder: Path, n: int = 2000, seed: int = 0, log=print)
         earlier, roles[f"revise, {r} rounds"] = play(
             "reviser", question_with(draft=[world.decode(row) for row in earlier]), f"revise {r}"
         )
-    four = drafts[:, :4]
-    for schedule in ("(4, 1)", "(4, 4, 1)"):
-        pool = [[world.decode(row) for row in rows] for rows in four]
-        replies, _ = speaker.ask("distiller", question_with(drafts=pool), max_new_tokens=horizon,
-                                 seed=child_seed(seed, "distiller", schedule))  # fmt: skip
-        workspaces = [speaker.parse("distiller", reply[0]) for reply in replies]
-        fields = question_with(workspace=workspaces)
-        _, roles[f"parallel-distill-refine {schedule}"] = play("refiner", fields, schedule)
-        four = rows_of(ask("refiner", fields, samples=4, purpose="second round"))
-        log(f"refined {schedule}")
+    for schedule in ((4,), (4, 4)):
+        config = PDRConfig(drafts=schedule, workspace=horizon, tokens=horizon)
+        name = f"parallel-distill-refine {(*schedule, 1)}"
+        refined = parallel_distill_refine(speaker, texts, config, seed=child_seed(seed, name))
+        roles[name] = by_class(relay.answers_of(world, rows_of(refined.samples)[:, 0]) == truth, kinds)
+        log(f"refined {(*schedule, 1)}")
     results["demonstrator_roles"] = demonstrator_roles(world, questions, rng)
     return results
 

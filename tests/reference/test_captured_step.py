@@ -80,6 +80,7 @@ class Recording(TorchDispatchMode):
         self.operations.append((function, args, kwargs or {}, made))
         return made
 
+    @torch.inference_mode()  # it writes into what the model made, which is so made
     def replay(self):
         for function, args, kwargs, made in self.operations:
             for old, new in zip(tree_leaves(made), tree_leaves(function(*args, **kwargs))):
