@@ -291,7 +291,7 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b, x [N, in]. On a CPU a few float32 rows meet a large W slice by slice, as W xᵀ: of x Wᵀ MKL computes one
     row in one thread, and some at a third of the speed. The roundings are others."""
-    few = len(x) <= 64 and weight.numel() > 5 * 10**5 and x.dtype == torch.float32 and x.device.type == "cpu"
+    few = x.shape[0] <= 64 and weight.numel() > 5 * 10**5 and x.dtype == torch.float32 and x.device.type == "cpu"
     if not few or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
     slices = weight.unflatten(0, (math.gcd(len(weight), 8), -1))
@@ -301,7 +301,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def project(x: Tensor, *layers: nn.Linear) -> Sequence[Tensor]:
     """Several linear layers of x; as one product, where their weights lie side by side and nothing is to be learned."""
-    if torch.is_grad_enabled() or any(type(layer) is not nn.Linear for layer in layers):  # learning, or adapters
+    if torch.is_grad_enabled() or {*map(type, layers)} != {nn.Linear}:  # learning, or adapters
         return [layer(x) for layer in layers]
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     weight, bias = joined(weights), joined(biases)
@@ -347,11 +347,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         q, k, v = self.heads(x, cos, sin)
-        return project(view.attend(self.layer, q, k, v).reshape(len(x), -1), self.o_proj)[0]
+        return project(view.attend(self.layer, q, k, v).reshape(x.shape[0], -1), self.o_proj)[0]
 
     def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [N, H, D], keys and values [N, K, D] of x [N, hidden]."""
-        q, k, v = (each.view(len(x), -1, self.head_dim) for each in project(x, self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            each.view(x.shape[0], -1, self.head_dim) for each in project(x, self.q_proj, self.k_proj, self.v_proj)
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(torch.cat((q, k), 1), cos, sin).split((q.shape[1], k.shape[1]), 1)  # both at once
@@ -405,6 +407,10 @@ class KVCache:
         self.visible: int | None = None  # how many slots a call reads; None: up to the last that any query sees
         # Zeros, not empty memory: a masked slot has weight 0, and 0 times an uninitialised NaN would be NaN.
         self.k, self.v = (rotations[0].new_zeros(shape) for _ in range(2))
+        # What every call takes: each layer, whole and as one list of slots, and where in it each head begins.
+        self.by_layer = [(k, v, k.flatten(0, 2), v.flatten(0, 2)) for k, v in zip(self.k, self.v)]
+        first = torch.arange(rows * config.num_key_value_heads, device=self.k.device) * capacity
+        self.first = first.view(rows, 1, -1)
 
     def reach(self, positions: Tensor) -> int:
         """How many slots a call at these positions reads; on a GPU rounded up, so that few graphs serve all calls."""
@@ -434,13 +440,11 @@ class View:
         visible = time
         if cache is not None:
             visible = cache.visible or cache.reach(positions)
-            heads = config.num_key_value_heads
-            first = torch.arange(rows * heads, device=positions.device).view(rows, 1, heads) * cache.capacity
-            self.slots = (first + positions[..., None]).flatten()  # [N · K], of all rows and heads laid end to end
+            self.slots = (cache.first[:rows] + positions[..., None]).flatten()  # [N · K], rows and heads end to end
         at, here = torch.arange(visible, device=positions.device), positions[:, None, :, None]
         masks = {w: at <= here if w is None else (at <= here) & (at > here - w) for w in set(config.windows)}
         if cache is not None:  # the kernel wants them as numbers to be added: made once for all layers
-            masks = {w: torch.zeros_like(m, dtype=cache.k.dtype).masked_fill_(~m, -math.inf) for w, m in masks.items()}
+            masks = {w: torch.where(m, 0.0, -math.inf).to(cache.k.dtype) for w, m in masks.items()}
         self.visible, self.masks = visible, [masks[w] for w in config.windows]  # each [rows, 1, time, visible]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -454,9 +458,9 @@ class View:
     def keep(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v [N, K, D] into the cache; all that it has of this layer, [rows, K, capacity, D] each."""
         assert self.cache is not None
-        kept_k, kept_v = self.cache.k[layer], self.cache.v[layer]
-        kept_k.flatten(0, 2).index_copy_(0, self.slots, k.flatten(0, 1))
-        kept_v.flatten(0, 2).index_copy_(0, self.slots, v.flatten(0, 1))
+        kept_k, kept_v, flat_k, flat_v = self.cache.by_layer[layer]
+        flat_k.index_copy_(0, self.slots, k.flatten(0, 1))
+        flat_v.index_copy_(0, self.slots, v.flatten(0, 1))
         return kept_k, kept_v
 
 
