@@ -123,13 +123,11 @@ def draw(result: dict):
              title=f"{result['chains']} chains against one at a time")  # fmt: skip
     ahead = [int(key) for key in result["latency"]]
     for key, colour, marker in (("seconds", "#0072B2", "o"), ("sequential", "#D55E00", "s")):
-        kept = [row[key] for row in result["latency"].values()]
-        base = statistics.median(kept[0])
-        middle = [statistics.median(values) / base for values in kept]
+        kept = np.array([row[key] for row in result["latency"].values()])  # [ahead, runs]
+        relative = kept / kept[0]  # each run to itself: some chains end early
         label = {"seconds": "wall time", "sequential": "tokens in a row"}[key]
-        right.plot(ahead, middle, f"{marker}-", color=colour, label=label)
-        for x, values in zip(ahead, kept):
-            right.plot([x] * len(values), [value / base for value in values], ".", color=colour, alpha=0.5)
+        right.plot(ahead, np.median(relative, 1), f"{marker}-", color=colour, label=label)
+        right.plot(ahead, relative, ".", color=colour, alpha=0.5)
     right.axhline(1, color="#777777", linewidth=0.8)
     right.set_xticks(ahead)
     right.set(xlabel="steps proposed ahead (prefetch)", ylabel="relative to no prefetching", ylim=(0, None),

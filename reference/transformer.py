@@ -444,7 +444,7 @@ class View:
         at, here = torch.arange(visible, device=positions.device), positions[:, None, :, None]
         masks = {w: at <= here if w is None else (at <= here) & (at > here - w) for w in set(config.windows)}
         if cache is not None:  # the kernel wants them as numbers to be added: made once for all layers
-            masks = {w: torch.where(m, 0.0, -math.inf).to(cache.k.dtype) for w, m in masks.items()}
+            masks = {w: torch.zeros_like(m, dtype=cache.k.dtype).masked_fill_(~m, -math.inf) for w, m in masks.items()}
         self.visible, self.masks = visible, [masks[w] for w in config.windows]  # each [rows, 1, time, visible]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
