@@ -126,7 +126,7 @@ def choose_slots(
     slots: int | None, model: LanguageModel, requests: int, capacity: int, caches: int = 1, group: int = 1
 ) -> int:
     """How many requests to decode at a time: `slots`, but no more than there are; or up to 256, if their caches and
-    logits fit half of the free memory. Always a multiple of `group`."""
+    logits fit three quarters of the free memory. Always a multiple of `group`."""
     if slots is not None and slots < group:
         raise ValueError(f"slots is {slots}; it must be at least {group}")
     if slots is None:
@@ -136,5 +136,5 @@ def choose_slots(
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         bytes_of = getattr(model, "kv_bytes_per_token", lambda: 0)
         per_slot = caches * capacity * bytes_of() + 32 * model.vocab_size  # logits and laws in float32, CDF in float64
-        slots = max(1, min(256, free // 2 // per_slot))
+        slots = max(1, min(256, free * 3 // 4 // per_slot))
     return min(max(slots, group) // group * group, requests)

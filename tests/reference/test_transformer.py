@@ -7,6 +7,7 @@ Every mistake is a mutant that the parity assertion catches.
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import reference.transformer as T
 from reference.lora import LoRAConfig, add_lora, lora_layers
+from reference.requests import choose_slots
 from reference.transformer import Config, Transformer
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle for parity")
@@ -534,7 +536,7 @@ def bytes_of_chains(model, chains, length):
     return weights + sum(tensor.nbytes for cache in caches for tensor in (cache.k, cache.v))
 
 
-def test_256_chains_of_a_7b_fit_in_139_gib():
+def test_256_chains_of_a_7b_fit_in_139_gib(monkeypatch):
     """Qwen2.5-7B in bfloat16, 150-token prompts, 3072 new tokens: 88 GiB of keys and values, 14 of weights."""
     source = {
         "model_type": "qwen2", "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
@@ -546,5 +548,12 @@ def test_256_chains_of_a_7b_fit_in_139_gib():
     assert needed == 2 * model.num_parameters() + 2 * 256 * (150 + 3072) * model.kv_bytes_per_token()
     laws = 256 * 32 * model.vocab_size  # logits and laws in float32, their cumulative sums in float64
     assert round(needed / GIB) == 102 and needed + laws < 139 * GIB
+    free = 139 * GIB - 2 * model.num_parameters()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 139 * GIB))
+    on_gpu = SimpleNamespace(
+        device=torch.device("cuda"), vocab_size=model.vocab_size, kv_bytes_per_token=model.kv_bytes_per_token
+    )
+    assert choose_slots(None, on_gpu, 500, 150 + 3072, caches=2) == 256  # and so many are decoded at a time, unasked
+    assert choose_slots(None, on_gpu, 500, 2 * (150 + 3072), caches=2) < 256
     with torch.device("meta"):
         assert bytes_of_chains(model.float(), 256, 150 + 3072) > 139 * GIB  # in float32 they do not
