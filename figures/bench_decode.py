@@ -83,7 +83,7 @@ def mixed_lengths(rng, count: int, mean: float, longest: int) -> list[int]:
 
 
 def has_bfloat16() -> bool:
-    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def toy_race(runs: int) -> dict:

@@ -44,7 +44,7 @@ SHAPES = {
 }  # fmt: skip
 BATCHES = (1, 16, 64, 256)
 CONTEXT, STEPS, TEXTS = 64, 5, 4  # prompt tokens; timed steps, after two that are not; texts that are scored
-ANSWER = 128 if torch.cuda.is_available() else 8  # tokens of a sampler's answers
+ANSWER = 128 if torch.cuda.is_available() else 8  # tokens of a sampler's answers, if the model has so many positions
 PROPOSALS, PARTICLES = 2, 16  # Metropolis-Hastings steps; SMC's particles
 
 
@@ -68,8 +68,9 @@ def ceilings(device: str, dtype: torch.dtype, mebibytes: int = 256, side: int = 
     """Bytes per second read, and operations per second, at best (on a GPU of matrices that take milliseconds)."""
     if device == "cuda":
         mebibytes, side = 16 * mebibytes, 4 * side
-    matrix = torch.ones((mebibytes * 2**20 // (dtype.itemsize * 4096), 4096), dtype=dtype, device=device)
-    vector, square = matrix[0].clone(), torch.ones((side, side), dtype=dtype, device=device)
+    shape = (mebibytes * 2**20 // (dtype.itemsize * 4096), 4096)
+    matrix, square = (torch.randn(size, dtype=dtype, device=device) for size in (shape, (side, side)))
+    vector = matrix[0].clone()
     read = min(seconds(lambda: matrix @ vector, 8) + seconds(matrix.sum, 8))
     return {"bandwidth": matrix.nbytes / read, "arithmetic": 2 * side**3 / min(seconds(lambda: square @ square, 5))}
 
@@ -93,11 +94,11 @@ def decode(model: Transformer, rows: int) -> list[float]:
     return seconds(decoder.advance, STEPS + 2)[2:]
 
 
-def sample(model: Transformer, rows: int) -> dict[str, tuple[list[float], int]]:
+def sample(model: Transformer, rows: int, answer: int) -> dict[str, tuple[list[float], int]]:
     """Seconds of power sampling and of SMC in so many rows, and how many tokens each decoded."""
     prompt = torch.arange(CONTEXT) % model.vocab_size
-    power = PowerConfig(block=ANSWER, steps=PROPOSALS, horizon=ANSWER, first_divergence_skip=False, early_reject=False)
-    cloud = SMCConfig(particles=PARTICLES, horizon=ANSWER)
+    power = PowerConfig(block=answer, steps=PROPOSALS, horizon=answer, first_divergence_skip=False, early_reject=False)
+    cloud = SMCConfig(particles=PARTICLES, horizon=answer)
     runs = {
         "power": lambda: power_sample(model, [prompt], power, stop_ids=[], samples_per_prompt=rows, slots=rows),
         "smc": lambda: power_smc(
@@ -128,15 +129,16 @@ def math500(model: Transformer, answer: int = 384, chains: int = 256) -> dict[st
 
 def measure(model: Transformer, batches: tuple[int, ...], ceiling: dict[str, float]) -> dict:
     rows: list[dict] = []
+    answer = min(ANSWER, model.max_length - CONTEXT)
     for batch in batches:
         least = limit(model, ceiling, batch, CONTEXT)
         for name in ("decode", "eager") if model.device.type == "cuda" else ("decode",):
             model.capture = name == "decode"
             rows.append({"what": name, "tokens": batch, "seconds": decode(model, batch), "limit": least})
         model.capture = True
-        for name, (times, decoded) in sample(model, batch).items():
+        for name, (times, decoded) in sample(model, batch, answer).items():
             rows.append({"what": name, "rows": batch, "tokens": decoded, "seconds": times,
-                         "limit": decoded / batch * limit(model, ceiling, batch, CONTEXT + ANSWER / 2)})  # fmt: skip
+                         "limit": decoded / batch * limit(model, ceiling, batch, CONTEXT + answer / 2)})  # fmt: skip
     texts = [torch.arange(i, i + CONTEXT + 1) % model.vocab_size for i in range(TEXTS)]
     firsts, rests = [text[:1] for text in texts], [text[1:] for text in texts]
     least = limit(model, ceiling, TEXTS * CONTEXT, CONTEXT / 2, share=2 / CONTEXT)  # a text's keys are read once
@@ -160,7 +162,7 @@ def measure(model: Transformer, batches: tuple[int, ...], ceiling: dict[str, flo
 def compute() -> dict:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kinds = {"float32": torch.float32}
-    if has_bfloat16():
+    if device == "cuda" or has_bfloat16():
         kinds["bfloat16"] = torch.bfloat16
     ceiling = {name: ceilings(device, dtype) for name, dtype in kinds.items()}
     toy = Transformer.from_pretrained(CHECKPOINT, device=device)
@@ -171,8 +173,8 @@ def compute() -> dict:
                 model = Transformer(Config.from_dict(SHAPES[shape])).to(dtype).requires_grad_(False)
             torch.cuda.empty_cache()
             needed = 2 * sum(weight.nbytes for weight in model.parameters())  # with their gradients
-            if device == "cuda" and needed > torch.cuda.mem_get_info()[0] // 2:
-                continue
+            if device == "cuda" and (needed > torch.cuda.mem_get_info()[0] // 2 or (shape, name) == ("7B", "float32")):
+                continue  # 7B in float32 would fit an H200, but not its 256 chains
             model = model.to_empty(device=device)
             for weight in model.parameters():
                 weight.data.normal_(1 if weight.dim() == 1 else 0, 0.02)

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -44,6 +44,14 @@ class Requests:
 
     def __getitem__(self, chosen: Tensor) -> Requests:
         return Requests(*(tensor[chosen] for tensor in vars(self).values()))
+
+
+def prefill(model: LanguageModel, tokens: Tensor, cache: Any) -> None:
+    """Keys and values of tokens [rows, time], which begin their rows, into a cache: so many positions at a time."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+    chunk = max(1, POSITIONS_PER_CALL // len(tokens))
+    for some, where in zip(tokens.split(chunk, 1), positions.split(chunk, 1)):
+        model(some, where, cache, logits=False)
 
 
 def check_prompts(model: LanguageModel, prompts: Sequence, name: str = "prompt") -> list[Tensor]:
@@ -131,10 +139,12 @@ def choose_slots(
         raise ValueError(f"slots is {slots}; it must be at least {group}")
     if slots is None:
         if model.device.type == "cuda":
-            free = torch.cuda.mem_get_info(model.device)[0]
+            idle = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+            free = torch.cuda.mem_get_info(model.device)[0] + idle  # torch keeps what it has freed
         else:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         bytes_of = getattr(model, "kv_bytes_per_token", lambda: 0)
-        per_slot = caches * capacity * bytes_of() + 32 * model.vocab_size  # logits and laws in float32, CDF in float64
+        laws = 32 * model.vocab_size  # and logits in float32, their cumulative sums in float64
+        per_slot = caches * (capacity * bytes_of() + laws)
         slots = max(1, min(256, free * 3 // 4 // per_slot))
     return min(max(slots, group) // group * group, requests)

@@ -33,6 +33,7 @@ from reference.requests import (
     check_prompts,
     choose_slots,
     make_requests,
+    prefill,
 )
 from reference.samples import Cost, Generation, Sample, Samples
 from reference.scoring import score
@@ -177,8 +178,7 @@ class Decoder:
                 self.shelf = self.model.new_cache(self.shelf_rows, self.prompts.shape[1] - 1)
             tokens = torch.zeros((self.shelf_rows, length), dtype=torch.int64, device=self.prompts.device)
             tokens[: len(self.shelved)] = self.prompts[run, :length]
-            positions = torch.arange(length, device=self.prompts.device).expand(tokens.shape)
-            self.model(tokens, positions, self.shelf, logits=False)
+            prefill(self.model, tokens, self.shelf)
 
     def rewind(self, slots: Tensor, position: Tensor) -> None:
         """Keep the first position[i] response tokens of slot slots[i]; the next token is drawn after them."""

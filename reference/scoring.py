@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reference.requests import POSITIONS_PER_CALL, check_horizons, check_prompts
+from reference.requests import POSITIONS_PER_CALL, check_horizons, check_prompts, prefill
 
 if TYPE_CHECKING:
     from reference.sampling import LanguageModel
@@ -52,7 +52,7 @@ def score(
         cache = model.new_cache(len(rows), longest)
         first = min(len(prompts[i]) for i in rows) - 1  # before it nobody's continuation is predicted
         if first:
-            model(tokens[:, :first], positions[:, :first], cache, logits=False)
+            prefill(model, tokens[:, :first], cache)
         logp = torch.zeros(tokens.shape, device=model.device)
         for a in range(first, longest, chunk := max(1, budget // len(rows))):
             part = slice(a, a + chunk)

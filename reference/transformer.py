@@ -225,8 +225,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == at_least_float32(x.dtype):  # no cast: torch's own is the same to the bit, and one call
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        precise = x.to(at_least_float32(x.dtype))
-        return (precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.weight
 
 
 def rope_frequencies(config: Config, max_length: int) -> tuple[Tensor, float]:
@@ -421,14 +420,16 @@ class KVCache:
         """Copy rows `source` of `other` (default: this cache) into rows `target`: their first `length` slots.
 
         source, target: int64 [n]; sources may repeat, targets may not. Every source is read before any target is
-        written, layer by layer, so a permutation in place is right and the extra memory is one layer's rows.
+        written, some layers at a time, so a permutation in place is right and the extra memory is one layer's rows, or
+        256 MiB if that is more.
         """
         other = self if other is None else other
         length = min(self.capacity, other.capacity) if length is None else length
-        for mine, theirs in ((self.k, other.k), (self.v, other.v)):
-            for layer in range(mine.shape[0]):
-                kept = theirs[layer, :, :, :length].index_select(0, source)
-                mine[layer, :, :, :length].index_copy_(0, target, kept)
+        bytes_of_layer = len(source) * length * self.k.shape[2] * self.k.shape[4] * self.k.itemsize
+        some = max(1, 2**28 // max(1, bytes_of_layer))
+        for layers in (slice(first, first + some) for first in range(0, len(self.k), some)):
+            for mine, theirs in ((self.k, other.k), (self.v, other.v)):
+                mine[layers, target, :, :length] = theirs[layers, source, :, :length]
 
 
 class View:
@@ -501,6 +502,7 @@ class Transformer(nn.Module):
         return self.embed_tokens.weight.dtype
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
+        capacity = -(-capacity // 8) * 8 if self.device.type == "cuda" else capacity  # bfloat16 products want 16 bytes
         rotations = self.rotations(torch.arange(capacity, device=self.device), self.dtype)
         return KVCache(self.config, rows, capacity, rotations)
 

@@ -435,6 +435,27 @@ def test_the_model_computes_what_the_cost_says():
     assert sum(n for n, logits in fed if logits) == cost.decoded_tokens == 60
 
 
+def test_a_long_prompt_is_prefilled_in_chunks(monkeypatch):
+    fed = []
+
+    class Counting(HashModel):
+        def __call__(self, tokens, positions=None, cache=None, *, logits=True):
+            fed.append(0 if logits else tokens.numel())
+            return super().__call__(tokens, positions, cache, logits=logits)
+
+    text = [i % HashModel.vocab_size for i in range(12)]
+    results = []
+    for at_a_time in (S.POSITIONS_PER_CALL, 5):
+        monkeypatch.setattr("reference.requests.POSITIONS_PER_CALL", at_a_time)
+        monkeypatch.setattr(S, "POSITIONS_PER_CALL", at_a_time)
+        drawn = generate(Counting(), [text], max_new_tokens=3, stop_ids=[])
+        results.append(
+            (drawn.samples[0][0].tokens.tolist(), drawn.cost, score(Counting(), [text], [[1, 2]])[0].tolist())
+        )
+        sizes, fed = [size for size in fed if size], []
+    assert sizes == [5, 5, 1, 5, 5, 1] and results[0] == results[1]
+
+
 def test_costs_compose():
     a, b = Cost(1, 2, 3, 4, 5), Cost(10, 20, 30, 40, 50)
     assert a + b == Cost(11, 22, 33, 44, 55)

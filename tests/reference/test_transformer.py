@@ -554,6 +554,8 @@ def test_256_chains_of_a_7b_fit_in_139_gib(monkeypatch):
         device=torch.device("cuda"), vocab_size=model.vocab_size, kv_bytes_per_token=model.kv_bytes_per_token
     )
     assert choose_slots(None, on_gpu, 500, 150 + 3072, caches=2) == 256  # and so many are decoded at a time, unasked
-    assert choose_slots(None, on_gpu, 500, 2 * (150 + 3072), caches=2) < 256
+    few = choose_slots(None, on_gpu, 500, 2 * (150 + 3072), caches=2)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 20 * GIB)  # torch holds it, and nobody uses it
+    assert few < choose_slots(None, on_gpu, 500, 2 * (150 + 3072), caches=2) < 256
     with torch.device("meta"):
         assert bytes_of_chains(model.float(), 256, 150 + 3072) > 139 * GIB  # in float32 they do not
