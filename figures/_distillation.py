@@ -37,9 +37,10 @@ from toy.abilities import RESULTS, rounded, rows_of
 from toy.pretrain import CHECKPOINT
 
 DEPENDS = (
-    "reference/candidates.py", "reference/cascade.py", "reference/sampling.py", "reference/token_law.py",
-    "reference/self_verified_distillation.py", "reference/text_model.py", "reference/training.py",
-    "reference/transformer.py", "reference/uq_ttc.py", "toy/relay.py", "toy/checkpoint", "figures/_distillation.py",
+    "reference/candidates.py", "reference/cascade.py", "reference/interface.py", "reference/sampling.py",
+    "reference/engine", "reference/token_law.py", "reference/self_verified_distillation.py",
+    "reference/text_model.py", "reference/training.py", "reference/transformer.py", "reference/uq_ttc.py",
+    "toy/relay.py", "toy/checkpoint", "figures/_distillation.py",
 )  # fmt: skip
 # Candidates and votes at temperature 1, so that learning all candidates leaves the model where it is. The paper's judge
 # has 0.6, its author 0.8: sharper than the model, and in this world the misconception is what would be sharpened.

@@ -13,8 +13,8 @@ from toy import relay
 from toy.pretrain import CHECKPOINT
 
 DEPENDS = (
-    "reference/ledger.py", "reference/parallel_distill_refine.py", "reference/requests.py", "reference/sampling.py",
-    "reference/sequential_refinement.py", "reference/text_model.py", "reference/token_law.py",
+    "reference/ledger.py", "reference/parallel_distill_refine.py", "reference/interface.py", "reference/sampling.py",
+    "reference/engine", "reference/sequential_refinement.py", "reference/text_model.py", "reference/token_law.py",
     "reference/transformer.py", "theory/refinement.py", "toy/relay.py", "toy/checkpoint", "figures/_refinement.py",
 )  # fmt: skip
 SEEDS = (0, 1, 2)

@@ -34,9 +34,9 @@ from toy.pretrain import CHECKPOINT
 
 DEPENDS = (
     "reference/training.py", "reference/sft_sharpening.py", "reference/rlhf_sharpening.py", "reference/grpo.py",
-    "reference/token_law.py",
-    "reference/best_of_n.py", "reference/power_sampling.py", "reference/sampling.py", "reference/transformer.py",
-    "toy/relay.py", "toy/checkpoint", "figures/_training.py",
+    "reference/token_law.py", "reference/best_of_n.py", "reference/power_sampling.py", "reference/interface.py",
+    "reference/sampling.py", "reference/engine", "reference/transformer.py", "toy/relay.py", "toy/checkpoint",
+    "figures/_training.py",
 )  # fmt: skip
 SEEDS = (0, 1, 2)
 KINDS = ("plain", "tempting", "hard")

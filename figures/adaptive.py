@@ -17,9 +17,9 @@ from theory.sample_complexity import adaptive_pairs, fixed_pairs
 from toy.tabular import TabularLM
 
 DEPENDS = (
-    "reference/token_law.py",
-    "reference/sampling.py", "reference/best_of_n.py", "reference/evaluation.py", "reference/randomness.py",
-    "theory/best_of_n.py", "theory/sample_complexity.py", "toy/tabular.py", "figures/adaptive.py",
+    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
+    "reference/best_of_n.py", "reference/evaluation.py", "reference/randomness.py", "theory/best_of_n.py",
+    "theory/sample_complexity.py", "toy/tabular.py", "figures/adaptive.py",
 )  # fmt: skip
 EASY, HARD, OTHERS, PROMPTS, SEED = 0.9, 0.05, 40, 10, 0
 NS, MUS, RUNS = (1, 2, 4, 8, 16, 32, 64), (0.4, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0), 600
@@ -35,7 +35,7 @@ def laws() -> list[np.ndarray]:
 
 def measured(best) -> dict:
     """Draws per prompt, with the half-width of a 95 % interval, and the share of misses with its interval."""
-    draws = best.draws.double().numpy()
+    draws = best.draws.flatten().double().numpy()
     miss = accuracy((best.samples.tokens[:, 0, 0] != 0).double().tolist())
     return {"draws": draws.mean(), "width": 1.96 * draws.std() / len(draws) ** 0.5, "miss": miss}
 
@@ -46,8 +46,10 @@ def compute() -> dict:
     common = {"max_new_tokens": 1, "stop_ids": (), "seed": SEED}
     return {
         "seed": SEED, "runs": len(prompts),
-        "fixed": {str(n): measured(best_of_n(model, prompts, n, **common)) for n in NS},
-        "adaptive": {str(mu): measured(adaptive_best_of_n(model, prompts, mu, 10_000, **common)) for mu in MUS},
+        "fixed": {str(n): measured(best_of_n(model, prompts, n=n, **common)) for n in NS},
+        "adaptive": {
+            str(mu): measured(adaptive_best_of_n(model, prompts, mu=mu, max_draws=10_000, **common)) for mu in MUS
+        },
         "pairs": {
             str(epsilon): {
                 "fixed": fixed_pairs(round(8 / epsilon), 4 * epsilon, MISS),

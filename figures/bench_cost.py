@@ -18,8 +18,8 @@ from reference.transformer import Transformer
 from theory.cost import paper_tokens, tokens
 
 DEPENDS = (
-    "reference/sampling.py", "reference/token_law.py", "reference/randomness.py", "reference/transformer.py",
-    "reference/chains.py", "reference/proposals.py", "reference/power_sampling.py", "theory/cost.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/token_law.py",
+    "reference/randomness.py", "reference/transformer.py", "reference/power_sampling.py", "theory/cost.py",
     "toy/checkpoint/model.safetensors", "figures/bench_cost.py",
 )  # fmt: skip
 ALPHA, BLOCK, RUNS, PROMPT = 4.0, 16, 3, 16

@@ -18,18 +18,19 @@ import matplotlib.pyplot as plt
 import torch
 
 from figures.bench_decode import CHECKPOINT, HALF_BILLION, has_bfloat16
+from reference.engine.decoder import Decoder
+from reference.engine.requests import Requests
 from reference.power_sampling import PowerConfig, power_sample
 from reference.power_smc import SMCConfig, power_smc
-from reference.sampling import Decoder, Requests, score
+from reference.sampling import score
 from reference.training import response_logp
 from reference.transformer import Config, Transformer
 from theory.cost import tokens
 
 DEPENDS = (
-    "reference/sampling.py", "reference/token_law.py", "reference/scoring.py", "reference/randomness.py",
-    "reference/captured_step.py", "reference/transformer.py", "reference/training.py", "reference/chains.py",
-    "reference/proposals.py", "reference/power_sampling.py", "reference/particles.py", "reference/power_smc.py",
-    "figures/bench_limits.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/token_law.py",
+    "reference/scoring.py", "reference/randomness.py", "reference/transformer.py", "reference/training.py",
+    "reference/power_sampling.py", "reference/power_smc.py", "figures/bench_limits.py",
 )  # fmt: skip
 SHAPES = {
     "0.5B": HALF_BILLION,

@@ -21,8 +21,8 @@ from reference.text_model import TextModel
 from toy.relay import make_problems
 
 DEPENDS = (
-    "reference/sampling.py", "reference/token_law.py", "reference/randomness.py", "reference/transformer.py",
-    "reference/chains.py", "reference/proposals.py", "reference/power_sampling.py", "reference/prefetching.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/token_law.py",
+    "reference/randomness.py", "reference/transformer.py", "reference/power_sampling.py",
     "toy/checkpoint/model.safetensors", "figures/bench_power.py",
 )  # fmt: skip
 ALPHA, STEPS, CHAINS, THEIR_CHAINS, RUNS = 4.0, 50, 64, 2, 3

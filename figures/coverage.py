@@ -18,9 +18,9 @@ from theory.sample_complexity import beta_c_cov, beta_failure, beta_tail, mixtur
 from toy.tabular import TabularLM
 
 DEPENDS = (
-    "reference/token_law.py",
-    "reference/sampling.py", "reference/best_of_n.py", "reference/evaluation.py", "reference/randomness.py",
-    "theory/best_of_n.py", "theory/sample_complexity.py", "toy/tabular.py", "figures/coverage.py",
+    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
+    "reference/best_of_n.py", "reference/evaluation.py", "reference/randomness.py", "theory/best_of_n.py",
+    "theory/sample_complexity.py", "toy/tabular.py", "figures/coverage.py",
 )  # fmt: skip
 NS, DRAWS, SEED = (1, 2, 4, 8, 16, 32, 64, 128), 1000, 0
 WORLDS = {  # masses of y* at the prompts, all equally likely
@@ -47,7 +47,7 @@ def failures(masses: list[float], n: int) -> tuple[float, float, float]:
     model, repeat = model_with(masses, others=200), DRAWS // len(masses)
     assert min(masses) > 1 / 201  # so that y* is token 0
     prompts = [[x] for x in range(len(masses))] * repeat
-    best = best_of_n(model, prompts, n, max_new_tokens=1, stop_ids=(), seed=SEED)
+    best = best_of_n(model, prompts, n=n, max_new_tokens=1, stop_ids=(), seed=SEED)
     return accuracy((best.samples.tokens[:, 0, 0] != 0).double().tolist())
 
 

@@ -17,10 +17,9 @@ from reference.text_model import TextModel
 from toy.relay import make_problems
 
 DEPENDS = (
-    "reference/token_law.py",
-    "reference/sampling.py", "reference/randomness.py", "reference/transformer.py", "reference/chains.py",
-    "reference/power_sampling.py", "reference/best_of_n.py", "toy/relay.py", "toy/checkpoint/model.safetensors",
-    "figures/power_accuracy.py",
+    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
+    "reference/randomness.py", "reference/transformer.py", "reference/power_sampling.py", "reference/best_of_n.py",
+    "toy/relay.py", "toy/checkpoint/model.safetensors", "figures/power_accuracy.py",
 )  # fmt: skip
 PROBLEMS, POOL, SEED = 200, 32, 0
 STEPS, ALPHAS, FIXED = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400), (1.0, 2.0, 4.0, 8.0), 100

@@ -16,10 +16,9 @@ from theory.power import power_law
 from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
-    "reference/token_law.py",
-    "reference/sampling.py", "reference/power_sampling.py", "reference/chains.py", "reference/randomness.py",
-    "theory/suffix_mh.py", "theory/blocked_chain.py", "theory/power.py", "toy/tabular.py",
-    "figures/power_convergence.py",
+    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
+    "reference/power_sampling.py", "reference/randomness.py", "theory/suffix_mh.py", "theory/blocked_chain.py",
+    "theory/power.py", "toy/tabular.py", "figures/power_convergence.py",
 )  # fmt: skip
 HORIZON, ALPHA, CHAINS, SEED = 5, 2.0, 4000, 0
 STEPS = (0, 1, 2, 3, 5, 7, 10, 14, 20, 30, 40, 60, 100, 140, 200, 300, 600, 1000)

@@ -14,10 +14,9 @@ from reference.text_model import TextModel
 from toy.relay import make_problems
 
 DEPENDS = (
-    "reference/token_law.py",
-    "reference/sampling.py", "reference/randomness.py", "reference/transformer.py", "reference/chains.py",
-    "reference/power_sampling.py", "reference/evaluation.py", "toy/relay.py", "toy/checkpoint/model.safetensors",
-    "figures/power_pass_at_k.py",
+    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
+    "reference/randomness.py", "reference/transformer.py", "reference/power_sampling.py", "reference/evaluation.py",
+    "toy/relay.py", "toy/checkpoint/model.safetensors", "figures/power_pass_at_k.py",
 )  # fmt: skip
 PROBLEMS, RESPONSES, STEPS, SEED = 200, 64, 100, 0
 SIZES = (1, 2, 4, 8, 16, 32, 64)

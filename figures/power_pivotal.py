@@ -18,9 +18,9 @@ from theory.power import pivotal_log_odds
 from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
-    "reference/token_law.py",
-    "reference/sampling.py", "reference/power_sampling.py", "reference/chains.py", "reference/randomness.py",
-    "theory/markov_chain.py", "theory/power.py", "toy/tabular.py", "figures/power_pivotal.py",
+    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
+    "reference/power_sampling.py", "reference/randomness.py", "theory/markov_chain.py", "theory/power.py",
+    "toy/tabular.py", "figures/power_pivotal.py",
 )  # fmt: skip
 DRAWS, MOST, SEED = 4000, 300, 0
 EXAMPLE = 4 / 9  # of Example 1, whose three texts .40, .25, .25 are normalised here

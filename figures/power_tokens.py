@@ -19,10 +19,10 @@ from toy.relay import make_problems
 from toy.tabular import TabularLM
 
 DEPENDS = (
-    "reference/token_law.py",
-    "reference/sampling.py", "reference/randomness.py", "reference/transformer.py", "reference/chains.py",
-    "reference/power_sampling.py", "theory/cost.py", "theory/suffix_mh.py", "toy/tabular.py", "toy/relay.py",
-    "toy/checkpoint/model.safetensors", "figures/power_tokens.py",
+    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
+    "reference/randomness.py", "reference/transformer.py", "reference/power_sampling.py", "theory/cost.py",
+    "theory/suffix_mh.py", "toy/tabular.py", "toy/relay.py", "toy/checkpoint/model.safetensors",
+    "figures/power_tokens.py",
 )  # fmt: skip
 SEED, STEPS, LENGTH, BLOCKS = 0, 10, 64, (4, 8, 16, 32, 64)
 MEAN, LONGEST, BLOCK, SPREADS = 24, 96, 24, (0.1, 0.25, 0.5, 0.75, 1.0)

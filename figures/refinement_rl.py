@@ -24,8 +24,9 @@ from reference.parallel_distill_refine import Drafts, distill, draft, parallel_d
 from reference.training import FitConfig
 from toy import relay
 
-DEPENDS = (*R.DEPENDS, "reference/operator_rl.py", "reference/grpo.py", "reference/training.py",
-           "figures/refinement_rl.py")  # fmt: skip
+DEPENDS = (
+    *R.DEPENDS, "reference/operator_rl.py", "reference/grpo.py", "reference/training.py", "figures/refinement_rl.py",
+)  # fmt: skip
 PROBLEMS, SEEN, ROUNDS, EVERY = 300, 2000, 24, 6  # problems for each seed; those to learn from; rounds
 CONFIG = OperatorConfig(ROUNDS, prompts=16, group=16, pdr=R.CONFIG)
 FIT = FitConfig(batch=128, rate=3e-4, schedule="constant", weight_decay=0.0, clip=1.0)  # two updates a round

@@ -18,9 +18,9 @@ from theory import exploration as ex
 from toy.linear_softmax import LinearSoftmax
 
 DEPENDS = (
-    "reference/token_law.py",
-    "reference/rlhf_sharpening.py", "reference/sft_sharpening.py", "reference/best_of_n.py", "reference/sampling.py",
-    "toy/linear_softmax.py", "theory/exploration.py", "figures/sharpening_hypercube.py",
+    "reference/token_law.py", "reference/rlhf_sharpening.py", "reference/sft_sharpening.py", "reference/best_of_n.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "toy/linear_softmax.py",
+    "theory/exploration.py", "figures/sharpening_hypercube.py",
 )  # fmt: skip
 MASS, DELTA = 0.75, 0.25
 ENUMERATED, CLOSED = range(2, 21), range(2, 65)
@@ -64,7 +64,7 @@ def first_hits(d: int, runs: int) -> list[int]:
     """The number of draws until y*, in each of `runs` pools of 6 C_cov draws (missing in one of 400: left out)."""
     base, _, _ = instance(d, 0)
     pool = best_of_n(
-        base, [[0]] * runs, math.ceil(6 * ex.hypercube_coverage(d)), max_new_tokens=d, stop_ids=[], slots=2048, seed=d
+        base, [[0]] * runs, n=math.ceil(6 * ex.hypercube_coverage(d)), max_new_tokens=d, stop_ids=[], slots=2048, seed=d
     ).pool
     hit = (pool.tokens == (base.theta > 0)).all(-1)
     return [int(row.nonzero()[0]) + 1 for row in hit if row.any()]

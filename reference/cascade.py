@@ -18,9 +18,9 @@ reply that was cut at the horizon is taken as empty, since its last word is not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +58,37 @@ class CascadeConfig:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
         if self.stages is not None and len({*self.stages}) < len(self.stages):
             raise ValueError(f"stages are {self.stages}; name each once, or None for all")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page: one candidate that has passed the static check
+
+
+class Verdict(NamedTuple):
+    """Whether a candidate is accepted, and the votes that were cast on it, stage by stage."""
+
+    accepted: bool
+    votes: tuple[tuple[bool, ...], ...]
+
+
+def cascade_page(vote: Callable[[str, int], bool], stages: Sequence[str], config: CascadeConfig) -> Verdict:
+    """Stage after stage, each passed by v unanimous votes, or by most of them. vote(stage, j): vote j of a stage."""
+    v, need = config.votes, needed(config.votes, config.policy)
+    accepted, cast = True, []
+    for stage in stages:
+        said: list[bool] = []
+        while len(said) < v and (accepted or config.exit == "none"):
+            said.append(vote(stage, len(said)))
+            decided = said.count(True) >= need or said.count(False) > v - need
+            if config.exit == "vote" and decided:
+                break
+        accepted = accepted and said.count(True) >= need
+        cast.append(tuple(said))
+    return Verdict(accepted, tuple(cast))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many candidates at a time
 
 
 @dataclass(frozen=True)

@@ -110,10 +110,10 @@ def best_of_n(
     if reward not in rewards:
         raise ValueError(f"reward is {reward!r}; it must be one of {', '.join(rewards)}")
     if mu is None:
-        return asked.draw(best_of, n, reward=rewards[reward], **law)
+        return asked.draw(best_of, n=n, reward=rewards[reward], **law)
     if reward != "log-probability":
         raise ValueError(f"mu is {mu}: the adaptive rule scores by log-probability; drop --mu or --reward {reward}")
-    return asked.draw(adaptive_best_of_n, mu, n, **law)
+    return asked.draw(adaptive_best_of_n, mu=mu, max_draws=n, **law)
 
 
 def power(asked: Asked, config: PowerConfig) -> Answers:
@@ -228,13 +228,13 @@ def train_sft(
     def learn(here: Processes, state: Path) -> dict[str, Any]:
         model, law = asked.speaker.model, {"max_new_tokens": config.max_new_tokens}
         if config.mu is None:
-            chosen = asked.draw(_shared(best_of), config.n, **law)
+            chosen = asked.draw(_shared(best_of), n=config.n, **law)
         else:
-            chosen = asked.draw(_shared(adaptive_best_of_n), config.mu, config.n, **law)
+            chosen = asked.draw(_shared(adaptive_best_of_n), mu=config.mu, max_draws=config.n, **law)
         examples = [(prompt, own[0].tokens) for prompt, own in zip(asked.prompts, chosen.samples)]
         _adapt(model, lora)
         tuned = fit(model, examples, fitting, state=state, trainer=here.trainer)
-        return {**tuned.log, "draws": chosen.draws.tolist(), "cost": asdict(chosen.cost)}
+        return {**tuned.log, "draws": chosen.draws.flatten().tolist(), "cost": asdict(chosen.cost)}
 
     _train(asked, out, learn)
 
@@ -542,18 +542,21 @@ def demo() -> None:
 def _stream(asked: Asked, prompt: list[int], key: int | str, **law: Any) -> Iterator[str]:
     """The pieces of one response as soon as they are whole characters: the tokens are those of `generate`."""
     model, speaker = asked.speaker.model, asked.speaker
+    from reference.engine.decoder import Decoder
+    from reference.engine.requests import check_finite, make_requests
+
     (text,), horizon = sampling.check_prompts(model, [prompt]), law.pop("max_new_tokens")
     sampling.check_horizons(model, [text], horizon)
     sampling.check_law(model, list(speaker.stop_ids), *law.values())
-    requests = sampling.make_requests(model, [text], [horizon], 1, [key])
-    decoder = sampling.Decoder(model, [text], 1, horizon, stop_ids=speaker.stop_ids, seed=asked.seed, **law)
+    requests = make_requests(model, [text], [horizon], 1, [key])
+    decoder = Decoder(model, [text], 1, horizon, stop_ids=speaker.stop_ids, seed=asked.seed, **law)
     decoder.load(torch.zeros(1, dtype=torch.int64, device=model.device), requests)
     shown, ended = StreamDecoder(speaker.tokenizer), False
     while not ended:
         with torch.no_grad():
             ended = bool(decoder.advance())
         at = decoder.length[0] - 1
-        sampling.check_finite(decoder.logp[:1, at : at + 1], requests.index, 1, [key])
+        check_finite(decoder.logp[:1, at : at + 1], requests.index, 1, [key])
         yield shown.push(int(decoder.tokens[0, at]))
     yield shown.flush()
 

@@ -21,31 +21,33 @@ With `chunk` = B, L = `candidates` chunks of B tokens are drawn from q (the mode
 
 (The paper also keeps only the likeliest of the drawn chunks; with repeats among them, that tends to greedy decoding.)
 
-A response is a slot of the one decoding loop, and its rollouts are K·M rows of a second one. They begin with copies of
-its cache row, so nothing is prefilled twice. A decision waits for the longest rollout of all responses in the slots.
-What the output's law is, for any M and L, is known exactly: `theory/lookahead.py`.
+The page below is one response. `lookahead` decides for many at a time (`reference/engine/decisions.py`): the page's
+tokens. What the output's law is, for any M and L, is known exactly: `theory/lookahead.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from reference.decisions import Lookahead
-from reference.samples import Generation
-from reference.sampling import (
+from reference.interface import (
+    CHOICE,
+    Chance,
+    Generation,
     LanguageModel,
     check_horizons,
     check_law,
     check_prompts,
-    choose_slots,
-    decode_all,
-    make_requests,
+    next_logits,
 )
+from reference.sampling import extend, log_probs
+from reference.token_law import TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,92 @@ class LookaheadConfig:
             raise ValueError("candidates is None, but chunks cannot be enumerated; set how many are drawn")
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The page: one response
+
+
+class Response(NamedTuple):
+    """A response, the decisions it took, and how many of these had negative entries."""
+
+    tokens: tuple[int, ...]
+    decisions: int
+    clipped: int
+
+
+def lookahead_page(
+    model: LanguageModel, prompt: Sequence[int], config: LookaheadConfig, *, stop_ids: Collection[int], chance: Chance
+) -> Response:
+    """Decision after decision: list candidates, roll out what may follow each, draw one from the estimated law."""
+    y: tuple[int, ...] = ()
+    decisions, clipped, M = 0, 0, config.rollouts
+    candidates = likeliest_tokens if config.chunk is None else drawn_chunks
+    while (at := len(y)) < config.horizon and not (y and y[-1] in stop_ids):
+        texts, log_mass = candidates(model, prompt, y, config, stop_ids=stop_ids, chance=chance)
+        log_x = [[mass] * M for mass in log_mass]  # log X_r of every text and rollout
+        for c, r in product(range(len(texts)), range(M)):
+            if log_mass[c] > -math.inf:  # what cannot be has no future
+                step = (at * len(texts) + c) * M + r
+                log_x[c][r] += roll_out(model, prompt, texts[c], config, step, stop_ids=stop_ids, chance=chance)
+        law, negative = estimate(torch.tensor([log_x], dtype=torch.float64), config.estimator)
+        if config.chunk is None:
+            y = texts[chance.token(law[0].log(), position=at)]
+        else:
+            y = texts[chance.weighted(law[0], CHOICE, position=at)]
+        decisions, clipped = decisions + 1, clipped + int(negative)
+    return Response(y, decisions, clipped)
+
+
+def roll_out(
+    model: LanguageModel, prompt: Sequence[int], y: tuple[int, ...], config: LookaheadConfig, step: int, *,
+    stop_ids: Collection[int], chance: Chance,
+) -> float:  # fmt: skip
+    """Draw what may follow y, up to the horizon; log of its p^α/q."""
+    q, own = config.temperature(config.rollout_law), chance.child("rollouts")
+    text = extend(model, prompt, y, config.horizon, q, step=step, stop_ids=stop_ids, chance=own)
+    logp, logq = log_probs(model, prompt, text, q, first=len(y))
+    return float((config.alpha * logp - logq).sum())
+
+
+def likeliest_tokens(
+    model: LanguageModel, prompt: Sequence[int], y: tuple[int, ...], config: LookaheadConfig, *,
+    stop_ids: Collection[int], chance: Chance,
+) -> tuple[list[tuple[int, ...]], list[float]]:  # fmt: skip
+    """Algorithm 1: y with each of its K likeliest tokens, by id, and the log of p(v|y)^α."""
+    logits = next_logits(model, prompt, y)
+    ranked = logits.sort(descending=True, stable=True)[1].tolist()  # of equal ones the smaller id first
+    ids = sorted(ranked[: config.candidates])
+    return [(*y, v) for v in ids], (config.alpha * logits.log_softmax(-1)[ids]).tolist()
+
+
+def drawn_chunks(
+    model: LanguageModel, prompt: Sequence[int], y: tuple[int, ...], config: LookaheadConfig, *,
+    stop_ids: Collection[int], chance: Chance,
+) -> tuple[list[tuple[int, ...]], list[float]]:  # fmt: skip
+    """Algorithm 2: y with each of L chunks drawn from q, and the log of the chunk's p^α/q (as published: p^α)."""
+    end, q = min(len(y) + (config.chunk or 1), config.horizon), config.temperature(config.chunk_law)
+    draws, log_mass = range(config.candidates or 1), []
+    texts = [extend(model, prompt, y, end, q, step=c, stop_ids=stop_ids, chance=chance) for c in draws]
+    for text in texts:
+        logp, logq = log_probs(model, prompt, text, q, first=len(y))
+        log_mass.append(float((config.alpha * logp - (logq if config.weight == "exact" else 0)).sum()))
+    return texts, log_mass
+
+
+def estimate(log_x: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
+    """(p̂ float64 [n, K], whether an entry was negative bool [n]) of what M rollouts say, log X_r [n, K, M]."""
+    M = log_x.shape[2]
+    law = log_x.logsumexp(2).softmax(1)
+    if estimator == "jackknife" and M > 1:
+        others = [[r for r in range(M) if r != s] for s in range(M)]
+        law = M * law - (M - 1) * torch.stack([log_x[..., o].logsumexp(2).softmax(1) for o in others]).mean(0)
+    kept = law.clamp(min=0)
+    return kept / kept.sum(1, keepdim=True), (law < -TOLERANCE).any(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many responses at a time
+
+
 @dataclass(frozen=True)
 class LookaheadSamples(Generation):
     """`samples` have as `logq` the estimated law that a token was drawn from; of chunks, the law that they were."""
@@ -108,6 +196,10 @@ def lookahead(
 
     ValueError: a setting out of range, and what `generate` refuses.
     """
+    from reference.engine.decisions import Lookahead
+    from reference.engine.decoder import decode_all
+    from reference.engine.requests import choose_slots, make_requests
+
     c, stop_ids = config or LookaheadConfig(), list(stop_ids)
     c.check()
     texts, n = check_prompts(model, prompts), samples_per_prompt
@@ -118,7 +210,7 @@ def lookahead(
     requests = make_requests(model, texts, horizons, n, keys)
     rows = 1 + K * (c.rollouts + (c.chunk is not None))  # for each response
     slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + c.horizon, caches=rows)
-    decoder = Lookahead(model, texts, slots, c, requests, stop_ids, seed)
+    decoder = Lookahead(model, texts, slots, c, requests, stop_ids, seed, estimate=estimate)
     drawn = decode_all(decoder, requests, n, keys, "look-ahead")
     decisions, clipped, waited = (x.view(len(texts), n) for x in (decoder.decisions, decoder.clipped, decoder.waited))
     costs = [replace(cost, sequential_tokens=w) for cost, w in zip(drawn.costs, waited.amax(1).tolist())]

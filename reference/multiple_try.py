@@ -1,4 +1,4 @@
-"""Multiple-try Metropolis for p^α: K new endings from one cut, decoded side by side, of which one may be kept.
+"""Multiple-try Metropolis for p^α: K new endings from one cut, of which one may be kept.
 
 A step of a chain on π ∝ p^α (`reference/power_sampling.py`) cuts the record x at r ~ c_x and draws K independent
 endings y_1, ..., y_K from the proposal law q(·|x_<r) (2606.09926, EGPS: "independent multiple-try"). With the weights
@@ -24,16 +24,25 @@ off for K > 1: a try that will not be picked counts in W and in the other tries'
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from reference.lanes import IDLE, Lanes
-from reference.power_sampling import PowerConfig, PowerSamples, run
-from reference.randomness import CHOICE, child_seed, int64, uniform
-from reference.sampling import LanguageModel, Requests, inverse_cdf
+from reference.interface import ACCEPT, CHOICE, CUT, Chance, LanguageModel
+from reference.power_sampling import (
+    Chain,
+    PowerConfig,
+    PowerSamples,
+    Record,
+    first_difference,
+    power_sampling_page,
+    run,
+    weigh,
+)
+from reference.sampling import extend
 
 
 @dataclass(frozen=True)
@@ -54,61 +63,45 @@ class MultipleTryConfig(PowerConfig):
             raise ValueError(f"prefetch is {self.prefetch}; it must be 0, the lanes of a chain hold its tries")
 
 
-WAITS = 5  # steps are decided when this share of the chains waits
+# ---------------------------------------------------------------------------------------------------------------------
+# The page: one chain. It begins, and its blocks follow each other, as in power sampling
 
 
-class Tries(Lanes):
-    """Chains with K lanes each, on the tries of one step."""
+def step(
+    model: LanguageModel, prompt: Sequence[int], x: Record, config: MultipleTryConfig, horizon: int, n: int, *,
+    stop_ids: Collection[int], chance: Chance,
+) -> tuple[Record, int, int, bool]:  # fmt: skip
+    """Step n, from record x to the next; also the cut (from 1), where a try first differed (0: nowhere), acceptance."""
+    w_x, e_x = weigh(model, prompt, x, config, horizon)
+    r = chance.index(len(e_x), CUT, step=n) if config.cut != "entropy" else chance.weighted(e_x, CUT, step=n)
+    tries, log_w = [], []
+    for j in range(config.tries):
+        own = chance.child("try", j) if j > 0 else chance
+        y = extend(model, prompt, x[:r], horizon, config.temperature, step=n, stop_ids=stop_ids, chance=own)
+        w_y, e_y = weigh(model, prompt, y, config, horizon)
+        tries.append(y)
+        log_w.append(sum(w_y[r:]) - sum(w_x[r:]) + math.log(sum(e_x) / sum(e_y)))
+    weights = torch.tensor([log_w], dtype=torch.float64)
+    pick = chance.weighted(weights[0].softmax(0), CHOICE, step=n)  # w_J / W
+    accepted = chance.happens(float(log_ratio(weights, torch.tensor([[pick]]))), ACCEPT, step=n)
+    differs = [t for y in tries if (t := first_difference(x, y))]
+    return tries[pick] if accepted else x, r + 1, min(differs, default=0), accepted
 
-    config: MultipleTryConfig
 
-    def __init__(
-        self, model: LanguageModel, prompts: Sequence[Tensor], slots: int, config: MultipleTryConfig,
-        requests: Requests, stop_ids: Iterable[int], seed: int,
-    ):  # fmt: skip
-        super().__init__(model, prompts, slots, config, requests, stop_ids, seed)
-        seeds = [seed] + [child_seed(seed, "try", j) for j in range(1, config.tries)]
-        self.seeds = torch.tensor([int64(each) for each in seeds], device=model.device)
-
-    def weighed(self, config: PowerConfig) -> PowerConfig:
-        return replace(config, early_reject=config.early_reject and config.lanes == 1)
-
-    def decide(self, ended: Tensor) -> Tensor:
-        tried = self.lane_step < IDLE
-        chains = (ended.any(1) & (ended | ~tried).all(1)).nonzero()[:, 0]
-        if len(chains) < len(tried) // WAITS and self.lanes.active.any():
-            return chains[:0]  # a few chains that wait cost less than bookkeeping for each
-        tried, rows, step = tried[chains], self.rows(chains), self.step[chains]
-        self.lanes.values(rows[tried])  # are numbers
-        own = self.value()[chains]
-        extends = self.threshold[chains] == -math.inf
-        repeats = torch.where(extends, -math.inf, 0.0)  # log w of x itself; an extension has but one try
-        log_w = torch.where(tried, self.lanes.value()[rows] - own[:, None], repeats[:, None])  # [n, K]
-
-        u = uniform(self.seed, self.key[chains], self.sample[chains], step, 0, CHOICE)
-        pick = inverse_cdf(log_w.log_softmax(1), u)[0][:, None]
-        accepted = own + log_ratio(log_w, pick) > self.threshold[chains]
-        self.accepted[self.request[chains], step] = accepted
-        moved = accepted & tried.gather(1, pick)[:, 0]
-        self.take(chains[moved], rows.gather(1, pick)[moved, 0])
-        self.free(rows.flatten())
-        return chains
-
-    def propose(self, slots: Tensor) -> Tensor:
-        """Take chains to the next step of which a try decodes anything; returns those that have no step left."""
-        over, steps = self.find(slots, torch.ones_like(slots))
-        self.threshold[steps.slot] = steps.threshold
-        i, j = steps.decodes.nonzero(as_tuple=True)
-        self.begin(
-            self.rows(steps.slot)[i, j], steps.slot[i], steps.step[i], steps.horizon[i], steps.threshold[i],
-            steps.first[i, j], steps.uniforms[i, j],
-        )  # fmt: skip
-        return over
+def multiple_try_page(
+    model: LanguageModel, prompt: Sequence[int], config: MultipleTryConfig, *, stop_ids: Collection[int], chance: Chance
+) -> Chain:
+    """A chain whose every step has K tries."""
+    return power_sampling_page(model, prompt, config, stop_ids=stop_ids, chance=chance, transition=step)
 
 
 def log_ratio(log_w: Tensor, pick: Tensor) -> Tensor:
     """log W − log(W − w_J + 1), float64 [n], of log-weights [n, K] and picks J [n, 1]."""
     return log_w.logsumexp(1) - log_w.scatter(1, pick, 0.0).logsumexp(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many chains at a time
 
 
 @torch.no_grad()
@@ -127,5 +120,18 @@ def multiple_try(
 
     ValueError: a setting out of range, and what `generate` refuses.
     """
+    from reference.engine.tries import Tries
+
     config = config or MultipleTryConfig()
-    return run(Tries, model, prompts, config, stop_ids, samples_per_prompt, slots, seed, keys, "multiple try")
+    return run(
+        partial(Tries, log_ratio=log_ratio),
+        model,
+        prompts,
+        config,
+        stop_ids,
+        samples_per_prompt,
+        slots,
+        seed,
+        keys,
+        "multiple try",
+    )

@@ -1,45 +1,49 @@
 """Parallel tempering for p^α: a ladder of chains that swap places (PPT, Theodoropoulos et al. 2026), with no training.
 
 Rung k = 1..K of a ladder α_1 < ... < α_K = α holds a record x^k and targets π_k ∝ p^(α_k). A round is one step of power
-sampling on every rung (`reference/power_sampling.py`, cut="horizon", proposal q_k ∝ p^(α_k)), where a new ending y of x
-is kept with probability
+sampling on every rung (`reference/power_sampling.py`, with any of its cuts; proposal q_k ∝ p^(α_k)), where a new ending
+y of x is kept with probability
 
-    min(1, exp( Σ_{t≥r} ζ_k(y, t) − Σ_{t≥r} ζ_k(x, t) )),      ζ_k(x, t) = log Σ_v p(v|h_t)^(α_k),
+    min(1, exp( Σ_{t≥r} ζ_k(y, t) − Σ_{t≥r} ζ_k(x, t) ) c_y(r) / c_x(r)),      ζ_k(x, t) = log Σ_v p(v|h_t)^(α_k),
 
 and then swaps of neighbours (1, 2), (2, 3), ... in that order: their records change places with probability
 
     min(1, exp( (α_{k+1} − α_k) (log p(x^k) − log p(x^{k+1})) )).
 
 Both keep Π_k π_k, so the record of the last rung has law p^α in the limit; the lower rungs move freely and hand on what
-they find. Not the texts but the exponents change places: a text stays in its slot, with its cache row. As ζ of every
-rung is kept for every token, its weights at the new exponent are at hand. Horizons grow in blocks as there.
+they find. Horizons grow in blocks as there. A rung has random numbers of its own, whichever record stands on it; those
+of the first are power sampling's, so K = 1 is power sampling, with the same tokens.
 
-K = 1 is power sampling, with the same tokens. First-divergence skip rests on the law that drew a token being that of
-the proposal; after a swap it is not, so tokens drawn before it are decoded anew. Early reject is on if α_1 ≥ 1.
+The page below is one ladder. `parallel_tempering` runs many at a time and returns the page's tokens. There not the
+records but the exponents change places: a record stays in its slot, with its cache row. As ζ of every rung is kept for
+every token, its weights at the new exponent are at hand. First-divergence skip rests on the law that drew a token being
+that of the proposal; after a swap it is not, so tokens drawn before it are decoded anew. Early reject is on if α_1 ≥ 1.
 """
 
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from reference.ladders import Ladders
-from reference.power_sampling import PowerConfig
-from reference.samples import Generation, Samples
-from reference.sampling import (
+from reference import power_sampling
+from reference.interface import (
+    SWAP,
+    Chance,
+    Generation,
     LanguageModel,
+    Samples,
     check_horizons,
     check_law,
     check_prompts,
-    choose_slots,
-    decode_all,
-    make_requests,
 )
+from reference.power_sampling import PowerConfig, Record
+from reference.sampling import extend, log_probs
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class TemperingConfig(PowerConfig):
             return tuple(self.ladder)
         return (*(self.alpha ** (k / (self.rungs - 1)) for k in range(self.rungs - 1)), self.alpha)
 
+    def rung(self, k: int) -> PowerConfig:
+        """The settings of rung k's chain, k = 0 .. K−1."""
+        own = {field.name: getattr(self, field.name) for field in fields(PowerConfig)}
+        return PowerConfig(**own | {"alpha": self.alphas[k]})
+
     def check(self) -> None:
         super().check()
         if self.rungs < 1:
@@ -63,9 +72,98 @@ class TemperingConfig(PowerConfig):
             raise ValueError(f"ladder is {self.alphas}; it must have {self.rungs} rungs, the last of them {self.alpha}")
         if not all(low < high for low, high in zip((0.0, *self.alphas), self.alphas)):
             raise ValueError(f"ladder is {self.alphas}; it must rise, from above 0 (the default one needs alpha > 1)")
-        for name, only in (("proposal_temperature", None), ("cut", "horizon"), ("prefetch", 0)):
+        for name, only in (("proposal_temperature", None), ("prefetch", 0)):
             if (value := getattr(self, name)) != only:
                 raise ValueError(f"{name} is {value!r}; it must be {only!r} with parallel tempering")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page: one ladder
+
+
+class Ladder(NamedTuple):
+    """Where a ladder's rungs ended, and how it went: one entry per round, and in it one per rung."""
+
+    tokens: Record  # of the last rung
+    rungs: tuple[Record, ...]
+    cuts: tuple[Record, ...]
+    divergences: tuple[Record, ...]
+    accepted: tuple[tuple[bool, ...], ...]
+    swapped: tuple[tuple[bool, ...], ...]  # one per pair of neighbours
+
+
+def parallel_tempering_page(
+    model: LanguageModel, prompt: Sequence[int], config: TemperingConfig, *, stop_ids: Collection[int], chance: Chance
+) -> Ladder:
+    """N rounds on each block's horizon; the block after it begins by extending open records."""
+    xs, rounds = init(model, prompt, config, stop_ids=stop_ids, chance=chance), []
+    for block in range(config.stages):
+        first, horizon = block * (config.steps + 1), min((block + 1) * config.block, config.horizon)
+        if block > 0:
+            xs = extended(model, prompt, xs, config, horizon, first, stop_ids=stop_ids, chance=chance)
+        for n in range(first + 1, first + 1 + config.steps):
+            xs, *went = step(model, prompt, xs, config, horizon, n, stop_ids=stop_ids, chance=chance)
+            rounds.append(went)
+    return Ladder(xs[-1], xs, *(zip(*rounds) if rounds else ((), (), (), ())))
+
+
+def init(
+    model: LanguageModel, prompt: Sequence[int], config: TemperingConfig, *, stop_ids: Collection[int], chance: Chance
+) -> tuple[Record, ...]:
+    """Each rung's draw of its own q_k on the first block's horizon."""
+    nothing, horizon = ((),) * config.rungs, min(config.block, config.horizon)
+    return extended(model, prompt, nothing, config, horizon, 0, stop_ids=stop_ids, chance=chance)
+
+
+def step(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    xs: tuple[Record, ...],
+    config: TemperingConfig,
+    horizon: int,
+    n: int,
+    *,
+    stop_ids: Collection[int],
+    chance: Chance,
+) -> tuple[tuple[Record, ...], Any, Any, Any, Any]:
+    """Round n: a step of power sampling on every rung, then swaps of neighbours, upwards."""
+    alphas, swapped = config.alphas, []
+    moves = [
+        power_sampling.step(model, prompt, x, config.rung(k), horizon, n, stop_ids=stop_ids, chance=of_rung(chance, k))
+        for k, x in enumerate(xs)
+    ]
+    records, *went = (list(own) for own in zip(*moves))
+    for k in range(config.rungs - 1):
+        logp = [float(log_probs(model, prompt, x)[0].sum()) for x in records[k : k + 2]]
+        log_ratio = float(swap_log_ratio(alphas[k], alphas[k + 1], *logp))
+        swapped.append(chance.happens(log_ratio, SWAP, step=n, position=k))  # log u < log_ratio
+        if swapped[-1]:
+            records[k], records[k + 1] = records[k + 1], records[k]
+    return tuple(records), *map(tuple, went), tuple(swapped)
+
+
+def extended(
+    model: LanguageModel, prompt: Sequence[int], xs: tuple[Record, ...], config: TemperingConfig, horizon: int,
+    n: int, *, stop_ids: Collection[int], chance: Chance,
+) -> tuple[Record, ...]:  # fmt: skip
+    """Each rung's record, if it is open continued by its own q_k up to the horizon."""
+    return tuple(
+        extend(model, prompt, x, horizon, 1 / alpha, step=n, stop_ids=stop_ids, chance=of_rung(chance, k))
+        for k, (x, alpha) in enumerate(zip(xs, config.alphas))
+    )
+
+
+def of_rung(chance: Chance, k: int) -> Chance:
+    return chance.child("rung", k) if k > 0 else chance
+
+
+def swap_log_ratio(low: Any, high: Any, logp_low: Any, logp_high: Any) -> Any:
+    """Log of the ratio that a swap is accepted with, of the two rungs' exponents and their records' log p."""
+    return (high - low) * (logp_low - logp_high)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many ladders at a time
 
 
 @dataclass(frozen=True)
@@ -73,13 +171,14 @@ class TemperingSamples(Generation):
     """`samples[prompt][i]` is the last rung of ladder i. The rest says how it went, one entry per round."""
 
     rungs: Samples  # all rungs: rung k of ladder i is rungs[prompt][i · K + k]
-    divergences: Tensor  # int64 [prompts, n, K, rounds]: the first position that a step decoded; 0 if it decoded none
-    accepted: Tensor  # bool [prompts, n, K, rounds]; a step that decodes nothing is accepted
+    cuts: Tensor  # int64 [prompts, n, K, rounds]: the first position that a step might change, from 1
+    divergences: Tensor  # int64 [prompts, n, K, rounds]: the first at which its proposal differed; 0 if nowhere
+    accepted: Tensor  # bool [prompts, n, K, rounds]
     swapped: Tensor  # bool [prompts, n, K − 1, rounds]: rungs k and k + 1 after the round
 
     @property
     def acceptance(self) -> list[float]:
-        """Per rung, the share of accepted proposals among those that decoded anything."""
+        """Per rung, the share of accepted proposals among those that differed from the record."""
         moves = self.divergences > 0
         return ((self.accepted & moves).sum((0, 1, 3)) / moves.sum((0, 1, 3))).tolist()
 
@@ -120,6 +219,10 @@ def parallel_tempering(
 
     ValueError: a setting out of range, slots for less than one ladder, and what `generate` refuses.
     """
+    from reference.engine.decoder import decode_all
+    from reference.engine.ladders import Ladders
+    from reference.engine.requests import choose_slots, make_requests
+
     config = config or TemperingConfig()
     config.check()
     n, K, stop_ids, texts = samples_per_prompt, config.rungs, list(stop_ids), check_prompts(model, prompts)
@@ -127,7 +230,7 @@ def parallel_tempering(
     check_law(model, stop_ids, config.temperature, None, None)
     requests = make_requests(model, texts, horizons, n * K, keys)
     slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + config.horizon, caches=2, group=K)
-    ladders = Ladders(model, texts, slots, config, requests, stop_ids, seed)
+    ladders = Ladders(model, texts, slots, config, requests, stop_ids, seed, swap_log_ratio=swap_log_ratio)
     drawn = decode_all(ladders, requests, n * K, keys, "parallel tempering")
     shape = (len(texts), n)
     longest = ladders.rounds.view(shape).amax(1).tolist()
@@ -140,5 +243,5 @@ def parallel_tempering(
         drawn.samples.take(cold),
         [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, longest)],
         drawn.samples,
-        *map(rounds, (ladders.divergences, ladders.accepted, ladders.swapped)),
+        *map(rounds, (ladders.cuts, ladders.divergences, ladders.accepted, ladders.swapped)),
     )

@@ -22,31 +22,35 @@ As in the paper the horizon grows in blocks: the chain takes N steps on records 
 a draw of q to 2B, takes N steps there, and so on. Its printed ratio has π_k for π_{k+1}, and its cuts never reach the
 first token; both are mended here. An ended record stays a state like any other, also in later blocks.
 
-Chains are slots of the one decoding loop, with two savings that change no token (`reference/chains.py`,
-`proposals.py`); nor does prefetching, by which a chain waits for fewer tokens (`reference/prefetching.py`).
+The page below is one chain. `power_sample` runs many at a time and returns the page's tokens, with two savings
+(`reference/engine/chains.py`, `proposals.py`) and by prefetching (`reference/engine/prefetching.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from reference.chains import Chains
-from reference.prefetching import Prefetching
-from reference.samples import Generation
-from reference.sampling import (
+from reference.interface import (
+    ACCEPT,
+    CUT,
+    Chance,
+    Generation,
     LanguageModel,
     check_horizons,
     check_law,
     check_prompts,
-    choose_slots,
-    decode_all,
-    make_requests,
+    next_logits,
 )
+from reference.sampling import extend, log_probs
+
+Record = tuple[int, ...]  # the ids of a response that has ended, or is as long as the horizon
 
 
 @dataclass(frozen=True)
@@ -91,18 +95,91 @@ class PowerConfig:
             raise ValueError(f"cut is {self.cut!r}; it must be 'horizon', 'record' or 'entropy'")
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The page: one chain
+
+
+def init(
+    model: LanguageModel, prompt: Sequence[int], config: PowerConfig, *, stop_ids: Collection[int], chance: Chance
+) -> Record:
+    """x ~ q on the first block's horizon."""
+    horizon = min(config.block, config.horizon)
+    return extend(model, prompt, (), horizon, config.temperature, stop_ids=stop_ids, chance=chance)
+
+
+def step(
+    model: LanguageModel, prompt: Sequence[int], x: Record, config: PowerConfig, horizon: int, n: int, *,
+    stop_ids: Collection[int], chance: Chance,
+) -> tuple[Record, int, int, bool]:  # fmt: skip
+    """Step n, from record x to the next; also the cut (from 1), where y first differed (0: nowhere), and acceptance."""
+    w_x, e_x = weigh(model, prompt, x, config, horizon)
+    r = chance.index(len(e_x), CUT, step=n) if config.cut != "entropy" else chance.weighted(e_x, CUT, step=n)
+    y = extend(model, prompt, x[:r], horizon, config.temperature, step=n, stop_ids=stop_ids, chance=chance)
+    w_y, e_y = weigh(model, prompt, y, config, horizon)
+    log_ratio = sum(w_y[r:]) - sum(w_x[r:]) + math.log(sum(e_x) / sum(e_y))
+    accepted = chance.happens(log_ratio, ACCEPT, step=n)  # log u < log_ratio
+    return y if accepted else x, r + 1, first_difference(x, y), accepted
+
+
+def power_sampling_page(
+    model: LanguageModel, prompt: Sequence[int], config: PowerConfig, *, stop_ids: Collection[int], chance: Chance,
+    transition: Callable[..., tuple[Record, int, int, bool]] = step,
+) -> Chain:  # fmt: skip
+    """Algorithm 1 of 2510.14901: N steps on each block's horizon, which begins by extending an open record."""
+    x, moves = init(model, prompt, config, stop_ids=stop_ids, chance=chance), []
+    for block in range(config.stages):
+        first, horizon = block * (config.steps + 1), min((block + 1) * config.block, config.horizon)
+        if block > 0:
+            x = extend(model, prompt, x, horizon, config.temperature, step=first, stop_ids=stop_ids, chance=chance)
+        for n in range(first + 1, first + 1 + config.steps):
+            x, *move = transition(model, prompt, x, config, horizon, n, stop_ids=stop_ids, chance=chance)
+            moves.append(move)
+    return Chain(x, *(zip(*moves) if moves else ((), (), ())))
+
+
+def weigh(
+    model: LanguageModel, prompt: Sequence[int], x: Record, config: PowerConfig, horizon: int
+) -> tuple[list[float], list[float]]:
+    """w_t and e_t of every token of a record; for cut="horizon" e_t also behind its end."""
+    logp, logq = log_probs(model, prompt, x, config.temperature)
+    e = [1.0] * (horizon if config.cut == "horizon" else len(x))
+    if config.cut == "entropy":
+        eta = [0.0, *torch.special.entr(next_logits(model, prompt, x, first=0).softmax(-1)).sum(-1).tolist()]
+        e = [config.entropy_floor + max(0.0, b - a) ** config.entropy_power for a, b in pairwise(eta)]
+        e = e if sum(e) > 0 else [*e[:-1], 1.0]  # nothing is left to chance: any cut will do
+    return (config.alpha * logp - logq).tolist(), e
+
+
+class Chain(NamedTuple):
+    """Where a chain ended, and how it went: one entry per step."""
+
+    tokens: Record
+    cuts: tuple[int, ...]
+    divergences: tuple[int, ...]
+    accepted: tuple[bool, ...]
+
+
+def first_difference(x: Record, y: Record) -> int:
+    """The first position, from 1, at which two records of a horizon go on differently; 0 if they are equal."""
+    return next((t for t, (a, b) in enumerate(zip(x, y), 1) if a != b), 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many chains at a time
+
+
 @dataclass(frozen=True)
 class PowerSamples(Generation):
     """`samples[prompt][i]` is where chain i ended. The rest says how it went: one entry per step, in the order of the
     blocks; [prompts, n, blocks · steps]."""
 
     cuts: Tensor  # int64: the first position that the step might change, from 1
-    divergences: Tensor  # int64: the first position that it decoded; 0 if it decoded none
-    accepted: Tensor  # bool; a step that decodes nothing is accepted
+    divergences: Tensor  # int64: the first position at which its proposal differed from the record; 0 if nowhere
+    accepted: Tensor  # bool; a proposal that does not differ is accepted
 
     @property
     def acceptance(self) -> float:
-        """The share of accepted proposals among those that decoded anything."""
+        """The share of accepted proposals among those that differed from the record."""
         return float(self.accepted[self.divergences > 0].double().mean())
 
 
@@ -123,15 +200,21 @@ def power_sample(
     ValueError: a setting out of range, and what `generate` refuses.
     """
     config = config or PowerConfig()
+    from reference.engine.chains import Chains
+    from reference.engine.prefetching import Prefetching
+
     kind = Prefetching if config.prefetch else Chains
     return run(kind, model, prompts, config, stop_ids, samples_per_prompt, slots, seed, keys, "power sampling")
 
 
 def run(
-    kind: type[Chains], model: LanguageModel, prompts: Sequence, config: PowerConfig, stop_ids: Iterable[int], n: int,
+    kind: Callable, model: LanguageModel, prompts: Sequence, config: PowerConfig, stop_ids: Iterable[int], n: int,
     slots: int | None, seed: int, keys: Sequence[int | str] | None, label: str,
 ) -> PowerSamples:  # fmt: skip
     """n chains of a kind for each prompt."""
+    from reference.engine.decoder import decode_all
+    from reference.engine.requests import choose_slots, make_requests
+
     config.check()
     stop_ids, texts = list(stop_ids), check_prompts(model, prompts)
     horizons = check_horizons(model, texts, config.horizon)

@@ -19,31 +19,36 @@ step.
     Ẑ = Π (mean of W) over the resamplings and the end,     E[Ẑ] = Σ_x p(x)^α    for every N, κ, ramp and resampling
 
 is without bias (`theory/particles.py`); the returned particle has a bias of O(1/N). N = 1 is decoding at temperature
-1/α, token by token the same. How a cloud grows in the slots of the one decoding loop: `reference/particles.py`.
+1/α, token by token the same.
+
+The page below is one cloud. `power_smc` grows many at a time (`reference/engine/particles.py`): the page's tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from reference.particles import Clouds
-from reference.randomness import CHOICE, uniform
-from reference.samples import Generation, Samples
-from reference.sampling import (
+from reference.interface import (
+    CHOICE,
+    Chance,
+    Generation,
     LanguageModel,
+    Samples,
     check_horizons,
     check_law,
     check_prompts,
-    choose_slots,
-    decode_all,
     inverse_cdf,
-    make_requests,
+    log_law,
+    next_logits,
+    uniform,
 )
+from reference.token_law import TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ class SMCConfig:
         """α_0 .. α_H; α_0 belongs to the empty text, of probability 1."""
         return [1 + (self.alpha - 1) * (min(1, t / self.ramp) if self.ramp else 1) for t in range(self.horizon + 1)]
 
+    @property
+    def least_ess(self) -> float:
+        """The effective sample size below which a cloud is resampled: κN, up to rounding."""
+        return self.ess_threshold * self.particles * (1 - TOLERANCE)
+
     def check(self) -> None:
         """ValueError: a setting out of range."""
         for name in ("alpha", "proposal_temperature"):
@@ -74,6 +84,67 @@ class SMCConfig:
             raise ValueError(f"ramp is {self.ramp}; it must end within the horizon of {self.horizon} tokens")
         if self.resampling not in ("systematic", "multinomial"):
             raise ValueError(f"resampling is {self.resampling!r}; it must be 'systematic' or 'multinomial'")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page: one cloud
+
+
+class Cloud(NamedTuple):
+    """The returned particle, the last cloud, and how it grew, one entry per token."""
+
+    tokens: tuple[int, ...]
+    particles: tuple[tuple[int, ...], ...]
+    log_weights: tuple[float, ...]  # log W of each particle
+    log_normalizer: float  # log Ẑ
+    ess: tuple[float, ...]  # before resampling
+    resampled: tuple[bool, ...]
+
+
+def power_smc_page(
+    model: LanguageModel, prompt: Sequence[int], config: SMCConfig, *, stop_ids: Collection[int], chance: Chance
+) -> Cloud:
+    """Grow, weigh, resample (Algorithm 1 of 2602.10273)."""
+    N, alphas = config.particles, config.exponents()
+    x: list[tuple[int, ...]] = [()] * N  # the particles
+    logp, log_w = [0.0] * N, [0.0] * N  # log p(x), log W
+    log_z, ess, resampled = 0.0, list[float](), list[bool]()
+    while any(growing := [is_open(y, config, stop_ids) for y in x]):
+        t = len(ess)
+        for i in range(N):
+            before, log_q = alphas[t] * logp[i], 0.0
+            if growing[i]:
+                logits = next_logits(model, prompt, x[i])
+                law = log_law(logits, config.proposal_temperature or 1 / alphas[t + 1])
+                v = chance.token(law, step=i, position=t)
+                x[i], logp[i], log_q = (*x[i], v), logp[i] + float(logits.log_softmax(-1)[v]), float(law[v])
+            log_w[i] += alphas[t + 1] * logp[i] - before - log_q  # log ω
+        share = torch.tensor(log_w, dtype=torch.float64).softmax(0)
+        ess.append(1 / float((share**2).sum()))
+        poor = ess[-1] < config.least_ess and any(is_open(y, config, stop_ids) for y in x)
+        resampled.append(poor)
+        if poor:
+            log_z += log_mean(log_w)
+            ancestors = chance.ancestors(share, config.resampling, position=t + 1)
+            x, logp, log_w = [x[a] for a in ancestors], [logp[a] for a in ancestors], [0.0] * N
+    log_w = [w + (config.alpha - alphas[len(ess)]) * total for w, total in zip(log_w, logp)]
+    share = torch.tensor(log_w, dtype=torch.float64).softmax(0)
+    chosen = chance.weighted(share, CHOICE)
+    return Cloud(x[chosen], tuple(x), tuple(log_w), log_z + log_mean(log_w), tuple(ess), tuple(resampled))
+
+
+def is_open(x: Sequence[int], config: SMCConfig, stop_ids: Collection[int]) -> bool:
+    return len(x) < config.horizon and not (x and x[-1] in stop_ids)
+
+
+def log_mean(log_w: Sequence[float] | Tensor) -> Any:
+    """log of the mean weight, of log-weights [..., N]."""
+    mean = torch.as_tensor(log_w, dtype=torch.float64).logsumexp(-1) - math.log(torch.as_tensor(log_w).shape[-1])
+    return mean if isinstance(log_w, Tensor) else float(mean)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many clouds at a time
 
 
 @dataclass(frozen=True)
@@ -104,6 +175,10 @@ def power_smc(
 
     ValueError: a setting out of range, slots for less than one cloud, and what `generate` refuses.
     """
+    from reference.engine.decoder import decode_all
+    from reference.engine.particles import Clouds
+    from reference.engine.requests import choose_slots, make_requests
+
     config = config or SMCConfig()
     config.check()
     n, N, stop_ids, texts = samples_per_prompt, config.particles, list(stop_ids), check_prompts(model, prompts)
@@ -112,7 +187,7 @@ def power_smc(
     clouds = make_requests(model, texts, horizons, n, keys)
     requests = make_requests(model, texts, horizons, n * N, keys)
     slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + config.horizon, group=N)
-    decoder = Clouds(model, texts, slots, config, len(clouds), stop_ids, seed)
+    decoder = Clouds(model, texts, slots, config, len(clouds), stop_ids, seed, log_mean=log_mean)
     drawn = decode_all(decoder, requests, n * N, keys, "power SMC")
 
     u = uniform(seed, clouds.key, clouds.sample, 0, 0, CHOICE)

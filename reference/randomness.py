@@ -52,7 +52,9 @@ def unit(state: Tensor) -> Tensor:
     return shift(state, 11).double() * 2.0**-53
 
 
-def uniform(seed: int, key: Tensor, sample: Tensor, step: Tensor | int, position: Tensor | int, purpose: int) -> Tensor:
+def uniform(
+    seed: int | Tensor, key: Tensor, sample: Tensor, step: Tensor | int, position: Tensor | int, purpose: int
+) -> Tensor:
     """The float64 in [0, 1) at an address. `key` int64: the caller's key of the prompt; `sample`, `step` and
     `position` (response tokens, from 0) int64 tensors or ints that broadcast with it; `purpose`: TOKEN, CUT, ..."""
     return unit(absorb(address(seed, key, sample, step, purpose), position))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,20 @@ class Samples(Sequence):
         tokens = torch.zeros((prompts, n, horizon), dtype=torch.int64, device=device)
         logp, logq = torch.zeros((2, prompts, n, horizon), device=device)
         return cls(tokens, logp, logq, torch.zeros_like(tokens[..., 0]), torch.zeros_like(tokens[..., 0]).bool())
+
+    @classmethod
+    def of(
+        cls, tokens: Sequence[Sequence[int]], logp: Sequence[Tensor], logq: Sequence[Tensor], stop_ids: Collection[int],
+        horizon: int,
+    ) -> Samples:  # fmt: skip
+        """One prompt's responses, from their ids and the log-probabilities of these, [length] each."""
+        samples = cls.empty(1, len(tokens), horizon, torch.device("cpu"))
+        samples.logp, samples.logq = samples.logp.double(), samples.logq.double()
+        for i, (ids, p, q) in enumerate(zip(tokens, logp, logq)):
+            samples.tokens[0, i, : len(ids)] = torch.tensor(ids)
+            samples.logp[0, i, : len(ids)], samples.logq[0, i, : len(ids)] = p, q
+            samples.lengths[0, i], samples.finished[0, i] = len(ids), ids[-1] in stop_ids
+        return samples
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

@@ -1,10 +1,6 @@
-"""Sampling from a language model: the interface, the one decoding loop, and `generate`.
+"""Sampling from a language model.
 
     x_t ~ q(· | prompt, x_<t),   q = top-p ∘ top-k ∘ softmax(log p / temperature),   until a stop id or the horizon
-
-Every algorithm here speaks to a model through `LanguageModel` and decodes through `Decoder`. It has S *slots*: rows
-of one cache, each decoding its own request at its own position. A slot whose request has ended takes the next one at
-once, so nobody waits for the longest; the samples of one prompt share its prefill.
 
 Randomness is addressed, not streamed (`reference/randomness.py`): a token is the inverse CDF of its address's number,
 in float64 and in id order. So a request's tokens depend neither on the batch that it shares nor on the slot it falls
@@ -15,343 +11,149 @@ The model's own generation defaults (repetition penalty, top-p, ...) are never a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from reference.captured_step import capture_of
-from reference.randomness import TOKEN, absorb, address, child_seed, key_of, uniform, unit
-from reference.requests import (
-    POSITIONS_PER_CALL,
-    Requests,
-    check_finite,
+from reference.interface import (
+    TOKEN,
+    Cache,
+    Chance,
+    Cost,
+    Drawn,
+    Generation,
+    LanguageModel,
+    Sample,
+    Samples,
     check_horizons,
     check_law,
     check_prompts,
-    choose_slots,
-    make_requests,
-    prefill,
+    child_seed,
+    inverse_cdf,
+    keep_best,
+    key_of,
+    log_law,
+    next_logits,
+    uniform,
 )
-from reference.samples import Cost, Generation, Sample, Samples
 from reference.scoring import score
-from reference.token_law import inverse_cdf, keep_best, log_law
 
 __all__ = [
-    "Cache", "Cost", "Decoder", "Generation", "LanguageModel", "Requests", "Sample", "Samples", "check_finite",
-    "check_horizons", "check_law", "check_prompts", "child_seed", "choose_slots", "decode_all", "generate",
-    "generate_naive", "inverse_cdf", "keep_best", "key_of", "log_law", "make_requests", "score", "uniform",
+    "TOKEN", "Cache", "Chance", "Cost", "Drawn", "GenerateConfig", "Generation", "LanguageModel", "Sample", "Samples",
+    "check_horizons", "check_law", "check_prompts", "child_seed", "extend", "generate", "generate_page", "inverse_cdf",
+    "keep_best", "key_of", "log_law", "log_probs", "next_logits", "score", "uniform",
 ]  # fmt: skip
 
 
-class Cache(Protocol):
-    """The memory of `rows` texts of up to `capacity` positions. It never forgets: positions decide what is visible."""
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Settings: how long a response may be, and the distribution of a token."""
 
-    rows: int
-    capacity: int
-
-    def copy_rows(self, source: Tensor, target: Tensor, other: Cache | None = None, length: int | None = None) -> None:
-        """Copy rows `source` of `other` (default: itself) into rows `target`, the first `length` slots (default: all
-        that fit). int64 [n] each; every source is read before any target is written."""
-
-
-class LanguageModel(Protocol):
-    """Anything that maps tokens to next-token logits: the Transformer, a table, a linear softmax model."""
-
-    vocab_size: int
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def max_length(self) -> int | None: ...  # positions it may use; None = unbounded
-
-    def new_cache(self, rows: int, capacity: int) -> Any: ...  # a Cache
-
-    def __call__(
-        self, tokens: Tensor, positions: Tensor | None = None, cache: Any = None, *, logits: bool = True
-    ) -> Tensor:
-        """tokens, positions int64 [rows, time] -> logits [rows, time, vocab], float32 (float64 if the model is);
-        `logits=False` only fills the cache and gives None. Without a cache rows are whole texts, positions None."""
+    max_new_tokens: int | Sequence[int]  # the horizon: most response tokens; one for all prompts, or one for each
+    temperature: float = 1.0  # 0 is greedy decoding
+    top_k: int | None = None  # keep the k likeliest ids
+    top_p: float | None = None  # keep the likeliest ids up to this mass
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The one decoding loop
+# The page
 
 
-class Decoder:
-    """S slots, each decoding its own request. Everything is a tensor over slots; nothing loops over them.
+class Response(NamedTuple):
+    tokens: tuple[int, ...]
 
-        decoder.load(slots, requests)     put requests into slots, with their prompts' keys and values
-        ended = decoder.advance()         one token for every slot; bool [S]: its request has just ended
-        decoder.rewind(slots, position)   keep only a slot's first `position` response tokens, and go on from there
 
-    Prefill feeds prompt[:-1]; each first token, refill and rewind then feeds the token before it: one code path.
-    `tokens`, `logp`, `logq` [S, horizon + 1] and `length` [S] are the responses so far, the last column scratch: a slot
-    with no request decodes on in place, unseen. Likewise `low` and `high`, the interval of the random number that each
-    token was drawn with, and `measures`, what `measure(logits [S, vocab]) -> [S, k]` says of each position.
-    """
+def generate_page(
+    model: LanguageModel, prompt: Sequence[int], config: GenerateConfig, *, stop_ids: Collection[int], chance: Chance
+) -> Response:
+    """One response to one prompt."""
+    if not isinstance(config.max_new_tokens, int):
+        raise ValueError(f"max_new_tokens is {config.max_new_tokens}; it must be one number for one prompt")
+    law = config.temperature, config.top_k, config.top_p
+    return Response(extend(model, prompt, (), config.max_new_tokens, *law, stop_ids=stop_ids, chance=chance))
 
-    per_slot: tuple[str, ...] = (
-        "tokens", "length", "logp", "logq", "low", "high", "uniforms", "measures", "finished", "start", "limit",
-        "before", "decoded", "prompt", "active",
-    )  # fmt: skip
-    group = 1  # neighbouring slots that begin and end together: one, but where a subclass joins them
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        prompts: Sequence[Tensor],
-        slots: int,
-        horizon: int,
-        *,
-        stop_ids: Iterable[int],
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        measure: Callable[[Tensor], Tensor] | None = None,
-    ):
-        device = model.device
-        self.model, self.seed, self.measure = model, seed, measure
-        self.law = (temperature, top_k, top_p)
-        self.captured = capture_of(model)
-        self.prompt_length = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        self.prompts = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(device)
-        self.cache = model.new_cache(slots, int(self.prompt_length.max()) + horizon)
-        self.stops = torch.zeros(model.vocab_size, dtype=torch.bool, device=device)
-        self.stops[torch.tensor(list(stop_ids), dtype=torch.int64, device=device)] = True
+def extend(
+    model: LanguageModel, prompt: Sequence[int], x: Sequence[int], horizon: int, temperature: float = 1.0,
+    top_k: int | None = None, top_p: float | None = None, *, step: int = 0, stop_ids: Collection[int], chance: Chance,
+) -> tuple[int, ...]:  # fmt: skip
+    """The response x, open or ended, continued until a stop id or a length of `horizon`."""
+    x = tuple(x)
+    while len(x) < horizon and not (x and x[-1] in stop_ids):
+        logq = log_law(next_logits(model, prompt, x), temperature, top_k, top_p)
+        x = (*x, chance.token(logq, step=step, position=len(x)))
+    return x
 
-        def integers(*shape, value=0):
-            return torch.full((slots, *shape), value, dtype=torch.int64, device=device)
 
-        self.columns = torch.arange(horizon + 1, device=device)
-        self.tokens, self.length = integers(horizon + 1), integers()
-        self.logp, self.logq = torch.zeros((2, slots, horizon + 1), device=device)
-        self.low, self.high, self.uniforms = torch.zeros((3, slots, horizon + 1), dtype=torch.float64, device=device)
-        self.measures = torch.zeros((slots, horizon + 1, 0), device=device)
-        self.finished = torch.zeros(slots, dtype=torch.bool, device=device)  # ended by a stop id
-        self.start, self.limit = integers(value=1), integers(value=1)  # the prompt's length, the request's horizon
-        self.before = integers()  # the token that is fed next
-        self.decoded = integers()  # tokens computed for the request
-        self.prompt = integers()  # which prompt the slot continues
-        self.active = torch.zeros(slots, dtype=torch.bool, device=device)
-        self.shelf_rows = min(slots, len(prompts), max(1, POSITIONS_PER_CALL // self.prompts.shape[1]))
-        self.shelf: Cache | None = None  # prompts that stand ready, prefilled, one row each:
-        self.shelved = range(0)  # these
-        self.prefilled = torch.zeros(len(prompts), dtype=torch.int64, device=device)  # positions computed, per prompt
-
-    def load(self, slots: Tensor, requests: Requests) -> None:
-        """Put request i into slot slots[i] (int64 [n], distinct)."""
-        self.fetch_prompts(slots, requests.prompt)
-        self.prompt[slots], self.start[slots] = requests.prompt, self.prompt_length[requests.prompt]
-        self.limit[slots], self.decoded[slots] = requests.horizon, 0
-        self.uniforms[slots] = self.numbers(requests.key, requests.sample, torch.zeros_like(slots))
-        self.rewind(slots, torch.zeros_like(slots))
-
-    def numbers(self, key: Tensor, sample: Tensor, step: Tensor) -> Tensor:
-        """The random numbers of an address (int64 [n] each) for all positions: float64 [n, horizon + 1]."""
-        return unit(absorb(address(self.seed, key, sample, step)[:, None], self.columns))
-
-    def fetch_prompts(self, slots: Tensor, prompt: Tensor) -> None:
-        """Have the keys and values of prompt[i][:-1] in slot slots[i]: copied from the shelf, where a run of prompts is
-        prefilled in one call. Requests in the order of their prompts thus prefill each prompt once."""
-        while len(slots):
-            first = int(prompt.min())
-            if first not in self.shelved:
-                self.fill_shelf(first)
-            here = prompt < self.shelved.stop
-            length = int(self.prompt_length[prompt[here]].max()) - 1
-            if length:
-                self.cache.copy_rows(prompt[here] - self.shelved.start, slots[here], other=self.shelf, length=length)
-            slots, prompt = slots[~here], prompt[~here]
-
-    def fill_shelf(self, first: int) -> None:
-        """Prefill the run of prompts that begins with `first`."""
-        self.shelved = range(first, min(first + self.shelf_rows, len(self.prompts)))
-        run = slice(first, self.shelved.stop)
-        self.prefilled[run] += self.prompt_length[run] - 1
-        if length := int(self.prompt_length[run].max()) - 1:
-            if self.shelf is None:
-                self.shelf = self.model.new_cache(self.shelf_rows, self.prompts.shape[1] - 1)
-            tokens = torch.zeros((self.shelf_rows, length), dtype=torch.int64, device=self.prompts.device)
-            tokens[: len(self.shelved)] = self.prompts[run, :length]
-            prefill(self.model, tokens, self.shelf)
-
-    def rewind(self, slots: Tensor, position: Tensor) -> None:
-        """Keep the first position[i] response tokens of slot slots[i]; the next token is drawn after them."""
-        last_of_prompt = self.prompts[self.prompt[slots], self.start[slots] - 1]
-        self.length[slots], self.finished[slots], self.active[slots] = position, False, True
-        self.before[slots] = torch.where(position > 0, self.tokens[slots, position - 1], last_of_prompt)
-
-    def advance(self) -> Tensor:
-        """Decode one token in every slot; bool [S]: the requests that this token has ended."""
-        if self.captured is None:
-            return self.decode_one()
-        return self.captured(self.decode_one, self.cache, self.start + self.length - 1)
-
-    def decode_one(self) -> Tensor:
-        """`advance`, as operations on tensors that stay where they are (`reference/captured_step.py`)."""
-        at = self.start + self.length - 1  # where the token before stands
-        logits = self.model(self.before[:, None], at[:, None], self.cache)[:, -1]
-        logp = logits.log_softmax(-1)
-        logq = self.proposal_law(logits, logp)
-        here = self.length[:, None]
-        token, low, high = inverse_cdf(logq, self.uniforms.gather(1, here)[:, 0])
-
-        self.tokens.scatter_(1, here, token[:, None])
-        self.low.scatter_(1, here, low[:, None])
-        self.high.scatter_(1, here, high[:, None])
-        self.logp.scatter_(1, here, logp.gather(1, token[:, None]).float())
-        self.logq.scatter_(1, here, logq.gather(1, token[:, None]).float())
-        if self.measure is not None:
-            measured = self.measure(logits)
-            if not self.measures.shape[-1]:
-                self.measures = measured.new_zeros(*self.tokens.shape, measured.shape[-1])
-            self.measures.scatter_(1, here[..., None].expand(-1, 1, measured.shape[-1]), measured[:, None])
-
-        stopped = self.active & self.stops[token]
-        ended = stopped | (self.active & (self.length + 1 >= self.limit))
-        self.before.copy_(torch.where(self.active, token, self.before))
-        self.length += self.active
-        self.decoded += self.active
-        self.finished |= stopped
-        self.active &= ~ended
-        return ended
-
-    def proposal_law(self, logits: Tensor, logp: Tensor) -> Tensor:
-        """log q [S, vocab] of the next token."""
-        return logp if self.law == (1.0, None, None) else log_law(logits, *self.law)
-
-    def keep(self, slots: Tensor) -> None:
-        """Drop all slots but these; they are 0 .. len(slots)-1 from now on."""
-        for name in self.per_slot:
-            setattr(self, name, getattr(self, name)[slots])
-        self.captured = capture_of(self.model)
-        self.cache = self.smaller(self.cache, slots)
-
-    def smaller(self, cache: Cache, slots: Tensor) -> Cache:
-        """A cache of some rows of another."""
-        kept = self.model.new_cache(len(slots), cache.capacity)
-        kept.copy_rows(slots, torch.arange(len(slots), device=slots.device), other=cache)
-        return kept
-
-    def responses(self, slots: Tensor) -> Samples:
-        """What stands in some slots, [slots, 1]."""
-        beyond = self.columns[:-1] >= self.length[slots, None]
-        tokens, logp, logq = (x[slots, :-1].masked_fill(beyond, 0) for x in (self.tokens, self.logp, self.logq))
-        length, finished = self.length[slots], self.finished[slots]
-        return Samples(tokens[:, None], logp[:, None], logq[:, None], length[:, None], finished[:, None])
+def log_probs(
+    model: LanguageModel, prompt: Sequence[int], x: Sequence[int], temperature: float = 1.0, top_k: int | None = None,
+    top_p: float | None = None, *, first: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """log p and log q of each token of the response x from position `first` on: float64 [|x| − first] each."""
+    logits, here = next_logits(model, prompt, x, first), torch.tensor(x[first:], dtype=torch.int64)[:, None]
+    laws = logits.log_softmax(-1), log_law(logits, temperature, top_k, top_p)
+    return laws[0].gather(1, here)[:, 0], laws[1].gather(1, here)[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Generate
+# Many at a time
 
 
 @torch.no_grad()
 def generate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int] | Tensor],
+    config: GenerateConfig | None = None,
     *,
-    max_new_tokens: int | Sequence[int],
     stop_ids: Iterable[int],
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     samples_per_prompt: int = 1,
+    first_sample: int | Sequence[int] = 0,
     slots: int | None = None,
     seed: int = 0,
     keys: Sequence[int | str] | None = None,
+    **settings,
 ) -> Generation:
     """Draw `samples_per_prompt` independent responses to each prompt.
 
-    prompts: token ids, of any lengths. max_new_tokens: the horizon, one or one per prompt. stop_ids: ids that end a
-    response and belong to it; may be empty. temperature 0 is greedy decoding; top_k, top_p: see `log_law`. slots:
-    requests decoded at a time (None: as many as fit the memory); it changes the speed, not the tokens. keys: what
-    addresses a prompt's randomness (default: its index), so that the same prompt draws the same in any batch.
+    prompts: token ids, of any lengths. config: or its fields as settings, `max_new_tokens=64`. stop_ids: ids that end a
+    response and belong to it; may be empty. first_sample: the number of each prompt's first sample (one, or one for
+    each prompt), so that more can be drawn later. slots: requests decoded at a time (None: as many as fit the memory);
+    it changes the speed, not the tokens. keys: what addresses a prompt's randomness (default: its index), so that the
+    same prompt draws the same in any batch.
+
     ValueError: an empty prompt, an id outside the vocabulary, a text beyond the model's maximum, a setting out of
     range, logits that are not a law.
     """
+    from reference.engine.decoder import Decoder, decode_all
+    from reference.engine.requests import choose_slots, make_requests
+
+    if config is None:
+        config = GenerateConfig(**settings)
+    elif settings:
+        raise TypeError(f"give the settings {', '.join(settings)} in the config, or no config")
     stop_ids = list(stop_ids)
+    law = (config.temperature, config.top_k, config.top_p)
     texts = check_prompts(model, prompts)
-    horizons = check_horizons(model, texts, max_new_tokens)
-    check_law(model, stop_ids, temperature, top_k, top_p)
+    horizons = check_horizons(model, texts, config.max_new_tokens)
+    check_law(model, stop_ids, *law)
     # Longest first: the last to end are short, and prompts of like lengths are prefilled together. Same tokens.
     order = sorted(range(len(texts)), key=lambda i: (-horizons[i], -len(texts[i])))
     texts, horizons = [texts[i] for i in order], [horizons[i] for i in order]
-    requests = make_requests(model, texts, horizons, samples_per_prompt, keys, order)
+    requests = make_requests(model, texts, horizons, samples_per_prompt, keys, order, first_sample)
     decoder = Decoder(
         model,
         texts,
         choose_slots(slots, model, len(requests), max(map(len, texts)) + max(horizons)),
         max(horizons),
         stop_ids=stop_ids,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
         seed=seed,
     )
     drawn = decode_all(decoder, requests, samples_per_prompt, keys, order=order)
     back = sorted(range(len(order)), key=order.__getitem__)
     return Generation(drawn.samples.rows(torch.tensor(back, device=model.device)), [drawn.costs[i] for i in back])
-
-
-def decode_all(
-    decoder: Decoder, requests: Requests, n: int, keys: Sequence[int | str] | None = None, label: str = "generate",
-    order: Sequence[int] | None = None,
-) -> Generation:  # fmt: skip
-    """Run all requests, n for each prompt, through the decoder's slots, refilling those that are free. order: what the
-    caller calls each of the decoder's prompts, for messages."""
-    R, S, device = len(requests), len(decoder.tokens), requests.index.device
-    results = Samples.empty(R, 1, decoder.tokens.shape[1] - 1, device)
-    decoded = torch.zeros_like(requests.index)
-    free = torch.arange(S, device=device)
-    of = torch.zeros_like(free)  # the request in each slot
-    loaded, done = 0, 0
-    with tqdm(total=R, desc=label, unit="response", disable=None, leave=False) as progress:
-        while done < R:
-            if len(free := free[: R - loaded]):
-                of[free] = requests.index[loaded : loaded + len(free)]
-                decoder.load(free, requests[of[free]])
-                loaded += len(free)
-            elif loaded - done <= S // 4:  # the last requests: a smaller batch
-                running = decoder.active.view(-1, decoder.group).any(1)
-                going = running.repeat_interleave(decoder.group).nonzero()[:, 0]
-                decoder.keep(going)
-                of, S = of[going], len(going)
-            # Decode until a few slots are free, or in the end until most are: a stop costs as much as some idle rows.
-            enough = max(1, S // 16) if loaded < R else max(1, S - S // 4)
-            waiting = decoder.advance()
-            while (count := int(waiting.sum())) < min(enough, loaded - done):
-                waiting |= decoder.advance()
-            free = waiting.nonzero()[:, 0]
-            ended = decoder.responses(free)
-            check_finite(ended.logp[:, 0], of[free], n, keys, order)
-            results.put(of[free], ended)
-            decoded[of[free]] = decoder.decoded[free]
-            done += count
-            progress.update(count)
-    P, decoded = R // n, decoded.view(R // n, n)
-    samples = Samples(*(tensor.view(P, n, *tensor.shape[2:]) for tensor in results.tensors()))
-    charged, calls = decoder.prompt_length * n, torch.full((P,), n, device=device)
-    counts = torch.stack((charged, decoder.prefilled, decoded.sum(1), decoded.amax(1), calls), 1).tolist()
-    return Generation(samples, [Cost(*count) for count in counts])
-
-
-@torch.no_grad()
-def generate_naive(
-    model: LanguageModel, prompt: Sequence[int], *, max_new_tokens: int, stop_ids: Iterable[int],
-    temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, sample: int = 0, seed: int = 0,
-    key: int = 0,
-) -> list[int]:  # fmt: skip
-    """`generate` for one sample of one prompt with no cache and no slots, kept to be read and to be tested against."""
-    text, address_of = list(prompt), (torch.tensor([key]), torch.tensor([sample]))
-    for position in range(max_new_tokens):
-        logits = model(torch.tensor([text], device=model.device))[:, -1]
-        u = uniform(seed, *address_of, step=0, position=position, purpose=TOKEN).to(model.device)
-        text.append(int(inverse_cdf(log_law(logits, temperature, top_k, top_p), u)[0]))
-        if text[-1] in set(stop_ids):
-            break
-    return text[len(prompt) :]

@@ -8,15 +8,11 @@ The head is applied only where some continuation is predicted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from reference.requests import POSITIONS_PER_CALL, check_horizons, check_prompts, prefill
-
-if TYPE_CHECKING:
-    from reference.sampling import LanguageModel
+from reference.interface import POSITIONS_PER_CALL, LanguageModel, check_horizons, check_prompts, prefill
 
 
 @torch.no_grad()

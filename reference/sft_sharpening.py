@@ -245,9 +245,9 @@ def sft_sharpen(
     minimise = minimise or default_minimise(policy_class, seed)
     common = dict(max_new_tokens=config.max_new_tokens, stop_ids=stop_ids, seed=seed, **settings)
     if config.mu is None:
-        chosen = best_of_n(base, prompts, config.n, reward=reward, **common)
+        chosen = best_of_n(base, prompts, n=config.n, reward=reward, **common)
     else:
-        chosen = adaptive_best_of_n(base, prompts, config.mu, config.n, **common)
+        chosen = adaptive_best_of_n(base, prompts, mu=config.mu, max_draws=config.n, **common)
     data = collect(base, prompts, chosen.samples, reward)
     return Sharpened(minimise(Loss(sft_loss, (data,)), policy_class), chosen, chosen.cost + data.cost)
 

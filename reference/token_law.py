@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+TOLERANCE = 1e-6  # numbers that were computed and are nearer than this are equal; so in pages, engine and theory
+
 
 def log_law(
     logits: Tensor, temperature: float | Tensor = 1.0, top_k: int | None = None, top_p: float | None = None
@@ -21,7 +23,8 @@ def log_law(
     """The proposal law, log q [rows, vocab], of logits [rows, vocab]; -inf where a filter has cut.
 
     Order of filters: temperature; top-k, exactly k ids, ties to the smaller id; top-p on the renormalised law: sorted
-    by (-q, id), an id stays iff the mass before it is < top_p. Temperature 0 is all mass on the first arg max.
+    by (-q, id), an id stays iff the mass before it is < top_p (by more than TOLERANCE). Temperature 0 is all mass on
+    the first arg max.
     Temperatures [rows] > 0 give each row its own.
     """
     if isinstance(temperature, Tensor):
@@ -35,7 +38,7 @@ def log_law(
     if top_k is not None and top_k < logits.shape[-1]:
         logq = keep_best(logq, lambda mass: torch.arange(mass.shape[-1], device=mass.device) < top_k)
     if top_p is not None and top_p < 1:
-        logq = keep_best(logq, lambda mass: mass.cumsum(-1) - mass < top_p)
+        logq = keep_best(logq, lambda mass: mass.cumsum(-1) - mass < top_p - TOLERANCE)
     return logq
 
 

@@ -472,7 +472,7 @@ class View:
 class Transformer(nn.Module):
     """A decoder with its own cache; implements `reference.sampling.LanguageModel`."""
 
-    capture = True  # on a GPU, decode by captured steps (`reference/captured_step.py`)
+    capture = True  # on a GPU, decode by captured steps (`reference/engine/captured_step.py`)
 
     def __init__(self, config: Config, max_length: int | None = None):
         """`max_length`: the longest text that will be asked of it (it fixes longrope's factors); default: all."""

@@ -22,12 +22,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from reference.cascade import CascadeConfig, Case, Judge, Verification, static_check, verify
+from reference.cascade import (
+    CascadeConfig,
+    Case,
+    Judge,
+    Verdict,
+    Verification,
+    cascade_page,
+    static_check,
+    verify,
+)
 from reference.randomness import child_seed
 from reference.samples import Cost, Samples
 from reference.self_verified_distillation import SVDConfig
@@ -106,6 +115,31 @@ def validate(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # UQ-TTC
+
+
+# The page: one question
+
+
+class Answer(NamedTuple):
+    """Which candidate is the answer, and the verdicts up to it."""
+
+    answer: int  # the first valid candidate; 0 if there is none
+    valid: int  # likewise; -1 if there is none
+    verdicts: tuple[Verdict, ...]
+
+
+def uq_ttc_page(votes: Sequence[Callable[[str, int], bool]], stages: Sequence[str], config: CascadeConfig) -> Answer:
+    """The first of n candidates that the cascade accepts; votes[i](stage, j) casts a vote on candidate i."""
+    verdicts: list[Verdict] = []
+    for i, vote in enumerate(votes):
+        verdicts.append(cascade_page(vote, stages, config))
+        if verdicts[-1].accepted:
+            return Answer(i, i, tuple(verdicts))
+    return Answer(0, -1, tuple(verdicts))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many questions at a time
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,10 @@ def operated(s: Speaker):
 
 ON_THE_TOY_MODEL = {
     "score": lambda s: torch.cat(score(s.model, s.prompts, [[5, 6, 7]] * 4)),
-    "best of n": lambda s: best_of_n(s.model, s.prompts, 4, reward=length_normalized, **s.horizon).samples.tokens,
-    "adaptive best of n": lambda s: adaptive_best_of_n(s.model, s.prompts, 1.0, 5, **s.horizon).samples.tokens,
+    "best of n": lambda s: best_of_n(s.model, s.prompts, n=4, reward=length_normalized, **s.horizon).samples.tokens,
+    "adaptive best of n": lambda s: (
+        adaptive_best_of_n(s.model, s.prompts, mu=1.0, max_draws=5, **s.horizon).samples.tokens
+    ),
     "model as judge": lambda s: model_as_judge(s.text, QUESTIONS, CASCADE)(
         generate(s.model, s.prompts, samples_per_prompt=2, **s.horizon).samples
     ),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import reference.best_of_n as B
-from reference.best_of_n import adaptive_best_of_n, best_of_n, select
+from reference.best_of_n import adaptive_best_of_n, best_of_n
 from reference.sampling import Samples, generate
 from reference.self_reward import length_normalized, log_probability, majority_vote
 from tests.assertions import assert_categorical
@@ -36,7 +36,7 @@ def counts(samples: Samples, index: dict) -> np.ndarray:
 def draw(model, n, reward=log_probability, prompt=PROMPT, horizon=HORIZON, runs=RUNS):
     """`runs` independent best-of-n responses: one for each copy of the prompt."""
     return best_of_n(
-        model, [prompt] * runs, n, reward=reward, max_new_tokens=horizon, stop_ids=STOP, slots=4096, seed=3
+        model, [prompt] * runs, n=n, reward=reward, max_new_tokens=horizon, stop_ids=STOP, slots=4096, seed=3
     )  # fmt: skip
 
 
@@ -71,18 +71,18 @@ def test_sampler_has_the_exact_law_of_another_reward():
 @pytest.mark.claim("T6")
 def test_sampler_mutants_are_caught(monkeypatch):
     for mutant in (
-        lambda samples, rewards: select(samples, -rewards),  # the worst of N
-        lambda samples, rewards: select(samples, rewards[:, :-1]),  # the best of N - 1
-        lambda samples, rewards: select(samples, samples.logp[:, :, 0]),  # the first token's log-probability
+        lambda rewards: rewards.argmin(-1),  # the worst of N
+        lambda rewards: rewards[..., :-1].argmax(-1),  # the best of N - 1
+        lambda rewards: rewards.argmax(-1) * 0,  # the first
     ):
-        monkeypatch.setattr(B, "select", mutant)
+        monkeypatch.setattr(B, "first_best", mutant)
         with pytest.raises(AssertionError):
             assert_exact_law(MODEL, 3)
 
 
 def adaptive(mu, runs):
     return adaptive_best_of_n(
-        MODEL, [PROMPT] * runs, mu, 10_000, max_new_tokens=HORIZON, stop_ids=STOP, slots=4096, seed=5
+        MODEL, [PROMPT] * runs, mu=mu, max_draws=10_000, max_new_tokens=HORIZON, stop_ids=STOP, slots=4096, seed=5
     )
 
 
@@ -90,7 +90,7 @@ def assert_exact_adaptive_law(mu, runs=RUNS, measured=None):
     index, probs = enumerated(MODEL)
     law = adaptive_law(probs, mu)
     result = adaptive(mu, runs)
-    draws = np.bincount(result.draws.numpy(), minlength=len(law.stop))
+    draws = np.bincount(result.draws.flatten().numpy(), minlength=len(law.stop))
     assert len(draws) == len(law.stop), "a run stopped later than the law allows"
     for name, observed, exact in (
         ("G of N", draws, law.stop),
@@ -121,18 +121,18 @@ def test_adaptive_mutants_are_caught(monkeypatch):
 
 
 def test_the_adaptive_rule_gives_up_at_max_draws_and_counts_what_it_drew():
-    result = adaptive_best_of_n(MODEL, [PROMPT, [2]], 1e6, 7, max_new_tokens=HORIZON, stop_ids=STOP)
-    assert result.draws.tolist() == [7, 7]
+    result = adaptive_best_of_n(MODEL, [PROMPT, [2]], mu=1e6, max_draws=7, max_new_tokens=HORIZON, stop_ids=STOP)
+    assert result.draws.tolist() == [[7], [7]]
     assert result.cost.calls == 14 and result.cost.prompt_tokens == 7 * 3
     for mu, most in ((0.0, 5), (math.nan, 5), (1.0, 0)):
         with pytest.raises(ValueError, match=r"mu is .* and max_draws is"):
-            adaptive_best_of_n(MODEL, [PROMPT], mu, most, max_new_tokens=HORIZON, stop_ids=STOP)
+            adaptive_best_of_n(MODEL, [PROMPT], mu=mu, max_draws=most, max_new_tokens=HORIZON, stop_ids=STOP)
 
 
 def test_what_best_of_n_returns():
-    result = best_of_n(MODEL, [PROMPT, [2, 2]], 6, max_new_tokens=HORIZON, stop_ids=STOP, seed=1)
+    result = best_of_n(MODEL, [PROMPT, [2, 2]], n=6, max_new_tokens=HORIZON, stop_ids=STOP, seed=1)
     pool = generate(MODEL, [PROMPT, [2, 2]], samples_per_prompt=6, max_new_tokens=HORIZON, stop_ids=STOP, seed=1)
-    assert result.cost == pool.cost and result.draws.tolist() == [6, 6]
+    assert result.cost == pool.cost and result.draws.tolist() == [[6], [6]]
     for chosen, drawn, reward in zip(result.samples, pool.samples, result.rewards):
         totals = [float(sample.logp.double().sum()) for sample in drawn]
         best = totals.index(max(totals))

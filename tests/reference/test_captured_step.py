@@ -13,8 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reference import sampling
-from reference.captured_step import CapturedStep
+from reference.engine import decoder
+from reference.engine.captured_step import CapturedStep
 from reference.lookahead import LookaheadConfig, lookahead
 from reference.multiple_try import MultipleTryConfig, multiple_try
 from reference.parallel_tempering import TemperingConfig, parallel_tempering
@@ -126,7 +126,7 @@ def short_reach(monkeypatch):
 @pytest.fixture
 def on_cpu(monkeypatch, short_reach):
     """A function, from whose call on steps are captured."""
-    return lambda: monkeypatch.setattr(sampling, "capture_of", lambda model: OnCPU(model.device))
+    return lambda: monkeypatch.setattr(decoder, "capture_of", lambda model: OnCPU(model.device))
 
 
 def same(one, other):
@@ -149,7 +149,7 @@ def test_a_replayed_step_is_the_eager_step(run, family, on_cpu):
 def test_a_step_that_cannot_be_captured_is_found_out(fault, on_cpu, monkeypatch):
     """Mutants: a tensor put in another's place, a question to the GPU, numbers of the host that become a tensor there
     (torch.where copies them over), a number of the host that changes."""
-    step = sampling.Decoder.decode_one
+    step = decoder.Decoder.decode_one
 
     def faulty(decoder):
         before, kept = decoder.before, decoder.before.clone()
@@ -165,7 +165,7 @@ def test_a_step_that_cannot_be_captured_is_found_out(fault, on_cpu, monkeypatch)
             decoder.tokens[:, 0].fill_(decoder.calls % 5)
         return ended
 
-    monkeypatch.setattr(sampling.Decoder, "decode_one", faulty)
+    monkeypatch.setattr(decoder.Decoder, "decode_one", faulty)
     eager = RUNS["generate"](random_model(), PROMPTS, SETTINGS)
     on_cpu()
     error, words = (RuntimeError, "captured") if fault in ("asks", "copies") else (AssertionError, None)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-import reference.decisions as D
+import reference.engine.decisions as D
+from reference.engine.rollouts import Branches
 from reference.lookahead import LookaheadConfig, lookahead
-from reference.rollouts import Branches
 from reference.sampling import generate, score
 from tests.assertions import assert_categorical
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, counts

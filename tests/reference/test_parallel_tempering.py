@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import reference.ladders as L
-from reference.ladders import Ladders
+import reference.parallel_tempering as T
+from reference.engine.ladders import Ladders
 from reference.parallel_tempering import TemperingConfig, parallel_tempering, tune_ladder
 from reference.power_sampling import PowerConfig, power_sample
 from reference.sampling import log_law
@@ -102,7 +102,7 @@ def weights_not_swapped(self, slots):
 
 @pytest.mark.claim("P17")
 @pytest.mark.parametrize(("where", "name", "mutant"), [
-    (L, "swap_log_ratio", wrong_sign), (L, "swap_log_ratio", always),
+    (T, "swap_log_ratio", wrong_sign), (T, "swap_log_ratio", always),
     (Ladders, "proposal_law", proposals_not_swapped), (Ladders, "reweigh", weights_not_swapped),
 ])  # fmt: skip
 def test_wrong_ladders_are_caught(where, name, mutant, monkeypatch):

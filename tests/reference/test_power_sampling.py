@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from reference.chains import Chains
+from reference.engine.chains import Chains
+from reference.engine.decoder import Decoder
 from reference.power_sampling import PowerConfig, power_sample
-from reference.sampling import Decoder, generate
+from reference.sampling import generate
 from tests.assertions import assert_categorical, assert_mean
 from tests.reference.test_sampling import HashModel, tiny_transformer
 from theory.cost import expected_tokens

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-import reference.particles as P
-from reference.particles import Clouds
+import reference.power_smc as P
+from reference.engine.particles import Clouds
 from reference.power_smc import SMCConfig, power_smc
 from reference.sampling import generate
 from tests.assertions import assert_categorical, assert_mean

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from reference.lanes import IDLE
+from reference.engine.decoder import Decoder
+from reference.engine.lanes import IDLE
+from reference.engine.prefetching import Prefetching
 from reference.power_sampling import PowerConfig, power_sample
-from reference.prefetching import Prefetching
-from reference.sampling import Decoder
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD
 
 CONFIG = PowerConfig(alpha=4.0, block=3, steps=9, horizon=6)

@@ -7,9 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+import reference.engine.decoder as DECODER
 import reference.randomness as R
-import reference.sampling as S
-from reference.sampling import Cost, Decoder, child_seed, generate, generate_naive, inverse_cdf, log_law, score, uniform
+from reference.engine.decoder import Decoder
+from reference.sampling import (
+    Cost,
+    Drawn,
+    GenerateConfig,
+    child_seed,
+    generate,
+    generate_page,
+    inverse_cdf,
+    log_law,
+    score,
+    uniform,
+)
 from reference.transformer import Config, Transformer
 from tests.assertions import assert_categorical, assert_cdf
 from toy.tabular import TabularLM, enumerate_law
@@ -259,9 +271,9 @@ fetch_prompts = Decoder.fetch_prompts
 LAW_MUTANTS = {
     "another request's prompt in the cache": (Decoder, "fetch_prompts", shifted_prompt),
     "a slot's last token fed to its next request": (Decoder, "rewind", never_rewinds),
-    "temperature applied twice": (S, "log_law", lambda logits, t, k, p: log_law(log_law(logits, t, k, p), t)),
-    "top-p before top-k": (S, "log_law", lambda logits, t, k, p: log_law(log_law(logits, t, None, p), 1.0, k)),
-    "an inverse CDF of the squared law": (S, "inverse_cdf", lambda logq, u: inverse_cdf(2 * logq, u)),
+    "temperature applied twice": (DECODER, "log_law", lambda logits, t, k, p: log_law(log_law(logits, t, k, p), t)),
+    "top-p before top-k": (DECODER, "log_law", lambda logits, t, k, p: log_law(log_law(logits, t, None, p), 1.0, k)),
+    "an inverse CDF of the squared law": (DECODER, "inverse_cdf", lambda logq, u: inverse_cdf(2 * logq, u)),
 }
 
 
@@ -277,13 +289,13 @@ def test_wrong_laws_are_caught(mutant, monkeypatch):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 3, "top_p": 0.95}, {"temperature": 0.0}])
-def test_tokens_are_those_of_the_naive_loop(name, settings):
-    model = MODELS[name]()
-    common = {"max_new_tokens": 4, "stop_ids": [0], "seed": 9, **settings}
-    result = generate(model, PROMPTS, samples_per_prompt=5, slots=4, **common)
+def test_tokens_are_those_of_the_page(name, settings):
+    model, config = MODELS[name](), GenerateConfig(4, **settings)
+    result = generate(model, PROMPTS, config, samples_per_prompt=5, slots=4, stop_ids=[0], seed=9)
     for i, prompt in enumerate(PROMPTS):
         for j in range(5):
-            assert result.samples[i][j].tokens.tolist() == generate_naive(model, prompt, sample=j, key=i, **common)
+            page = generate_page(model, prompt, config, stop_ids=[0], chance=Drawn(9, i, j))
+            assert tuple(result.samples[i][j].tokens.tolist()) == page.tokens
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -445,9 +457,9 @@ def test_a_long_prompt_is_prefilled_in_chunks(monkeypatch):
 
     text = [i % HashModel.vocab_size for i in range(12)]
     results = []
-    for at_a_time in (S.POSITIONS_PER_CALL, 5):
-        monkeypatch.setattr("reference.requests.POSITIONS_PER_CALL", at_a_time)
-        monkeypatch.setattr(S, "POSITIONS_PER_CALL", at_a_time)
+    for at_a_time in (DECODER.POSITIONS_PER_CALL, 5):
+        monkeypatch.setattr("reference.interface.POSITIONS_PER_CALL", at_a_time)
+        monkeypatch.setattr(DECODER, "POSITIONS_PER_CALL", at_a_time)
         drawn = generate(Counting(), [text], max_new_tokens=3, stop_ids=[])
         results.append(
             (drawn.samples[0][0].tokens.tolist(), drawn.cost, score(Counting(), [text], [[1, 2]])[0].tolist())

@@ -131,7 +131,7 @@ def test_another_world_another_reward():
         fitted = sft_sharpen(base, start, [[0]] * 40, config, stop_ids=[], reward=reward, seed=1)
         masses.append(float(fitted.policy.law()[4].exp()))
     assert masses[0] < 0.5 < 0.95 < masses[1] and masses[2] < 1e-6
-    alone = best_of_n(base, [[0]] * 40, 2, max_new_tokens=1, stop_ids=[], seed=1).samples
+    alone = best_of_n(base, [[0]] * 40, n=2, max_new_tokens=1, stop_ids=[], seed=1).samples
     first = sft_sharpen(
         base, [base.at(torch.zeros(3))], [[0]] * 40, SFTConfig(2, max_new_tokens=1), stop_ids=[], seed=1
     )

@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from safetensors.torch import load_file, save_file
 
 import reference.transformer as T
+from reference.engine.requests import choose_slots
 from reference.lora import LoRAConfig, add_lora, lora_layers
-from reference.requests import choose_slots
 from reference.transformer import Config, Transformer
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle for parity")
@@ -530,7 +530,7 @@ GIB = 2**30
 
 
 def bytes_of_chains(model, chains, length):
-    """Weights, and two caches (`reference/chains.py`: the proposals' and the records'), all of them made, on "meta"."""
+    """Weights, and two caches (`engine/chains.py`: the proposals' and the records'), all of them made, on "meta"."""
     caches = [model.new_cache(chains, length) for _ in range(2)]
     weights = sum(weight.nbytes for weight in model.parameters())
     return weights + sum(tensor.nbytes for cache in caches for tensor in (cache.k, cache.v))

@@ -1,6 +1,6 @@
 """One decision after another: how `reference/lookahead.py` picks a token or a chunk by rollouts.
 
-A response is a slot of a decoder, and its rollouts are rows of a second one (`reference/rollouts.py`). A decision lists
+A response is a slot of a decoder, and its rollouts are rows of a second one (`rollouts.py`). A decision lists
 candidates, rolls out what may follow each, estimates the law of the candidates and draws one; the response goes on with
 a copy of the row that begins with it.
 """
@@ -8,16 +8,17 @@ a copy of the row that begins with it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from reference.engine.requests import Requests
+from reference.engine.rollouts import Branches
+from reference.interface import LanguageModel, inverse_cdf
 from reference.randomness import CHOICE, child_seed, uniform
-from reference.rollouts import Branches
-from reference.sampling import LanguageModel, Requests, inverse_cdf
 
 if TYPE_CHECKING:
     from reference.lookahead import LookaheadConfig
@@ -31,9 +32,10 @@ class Lookahead(Branches):
 
     def __init__(
         self, model: LanguageModel, prompts: Sequence[Tensor], slots: int, config: LookaheadConfig, requests: Requests,
-        stop_ids: list[int], seed: int,
+        stop_ids: list[int], seed: int, *, estimate: Callable[[Tensor, str], tuple[Tensor, Tensor]],
     ):  # fmt: skip
         c = self.config = config
+        self.estimate = estimate
         K = c.candidates or model.vocab_size
         branches = partial(Branches, model, prompts, slots, c.horizon, stop_ids=stop_ids)
         measure = partial(likeliest, k=K) if c.chunk is None else None
@@ -63,7 +65,7 @@ class Lookahead(Branches):
         ends = lanes.length[rows]  # of the candidates
         size = rows[0].numel()
         self.roll(lanes, rows, slots, at[:, None, None] * size + rows % size)
-        law, clipped = estimate(log_mass[..., None] + lanes.log_weight(rows, ends, c.alpha), c.estimator)
+        law, clipped = self.estimate(log_mass[..., None] + lanes.log_weight(rows, ends, c.alpha), c.estimator)
         self.decisions[request] += 1
         self.clipped[request] += clipped
 
@@ -111,16 +113,5 @@ class Lookahead(Branches):
 def likeliest(logits: Tensor, k: int) -> Tensor:
     """The k likeliest ids in their order (ties to the smaller), and their log-probabilities: float64 [rows, 2k]."""
     logp = logits.log_softmax(-1)
-    ids = logp.sort(dim=-1, descending=True, stable=True)[1][:, :k].sort(-1)[0]
+    ids = logits.sort(dim=-1, descending=True, stable=True)[1][:, :k].sort(-1)[0]
     return torch.cat((ids.double(), logp.gather(1, ids).double()), 1)
-
-
-def estimate(log_x: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
-    """(p̂ float64 [n, K], whether an entry was negative bool [n]) of what M rollouts say, log X_r [n, K, M]."""
-    M = log_x.shape[2]
-    law = log_x.logsumexp(2).softmax(1)
-    if estimator == "jackknife" and M > 1:
-        others = [[r for r in range(M) if r != s] for s in range(M)]
-        law = M * law - (M - 1) * torch.stack([log_x[..., o].logsumexp(2).softmax(1) for o in others]).mean(0)
-    kept = law.clamp(min=0)
-    return kept / kept.sum(1, keepdim=True), (law < 0).any(1)

@@ -1,14 +1,14 @@
 """Ladders as slots of the one decoding loop: how the rungs of `reference/parallel_tempering.py` step and swap.
 
-K neighbouring slots are a ladder, each a chain (`reference/chains.py`) on the rung that it stands on. A rung that has
-ended its step waits for the others; then neighbours swap. A swap moves no text: two slots change their rungs, and their
+K neighbouring slots are a ladder, each a chain (`chains.py`) on the rung that it stands on. A rung that has ended its
+step waits for the others; then neighbours swap. A swap moves no text: two slots change their rungs, and their
 records get the weights that ζ at the new exponent gives them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reference.chains import Chains
-from reference.randomness import ACCEPT, CUT, SWAP, absorb, uniform
+from reference.engine.chains import Chains
+from reference.engine.decoder import Decoder
+from reference.engine.proposals import entropy
+from reference.engine.requests import Requests
+from reference.interface import LanguageModel, log_law
+from reference.randomness import ACCEPT, CUT, SWAP, absorb, address, child_seed, int64, uniform, unit
 from reference.samples import Samples
-from reference.sampling import Decoder, LanguageModel, Requests, log_law
 
 if TYPE_CHECKING:
     from reference.parallel_tempering import TemperingConfig
@@ -29,22 +32,23 @@ class Ladders(Chains):
     """Chains in groups of K neighbouring slots. `request` of a slot is that of the rung that it stands on."""
 
     config: TemperingConfig
-    per_slot = (*Chains.per_slot, "ladder")
     rounds: Tensor
 
     def __init__(
         self, model: LanguageModel, prompts: Sequence[Tensor], slots: int, config: TemperingConfig, requests: Requests,
-        stop_ids: Iterable[int], seed: int,
+        stop_ids: Iterable[int], seed: int, *, swap_log_ratio: Callable[..., Tensor],
     ):  # fmt: skip
         super().__init__(model, prompts, slots, config, requests, stop_ids, seed)
+        self.swap_log_ratio = swap_log_ratio
+        seeds = [seed] + [child_seed(seed, "rung", k) for k in range(1, config.rungs)]
+        self.seeds = torch.tensor([int64(each) for each in seeds], device=model.device)  # one for each rung
         self.group, self.falling = config.rungs, config.alphas[0] >= 1
         self.alphas = torch.tensor(config.alphas, dtype=torch.float64, device=model.device)
         self.measure, self.measures = (
-            partial(zetas, alphas=config.alphas),
-            self.weight.new_zeros((slots, config.horizon + 1, config.rungs)),
+            partial(zetas, alphas=config.alphas, by_entropy=config.cut == "entropy"),
+            self.weight.new_zeros((slots, config.horizon + 1, config.rungs + (config.cut == "entropy"))),
         )
         ladders = len(requests) // config.rungs
-        self.ladder = torch.zeros_like(self.step)  # the key of the ladder, whichever slot
         self.rounds = torch.zeros(ladders, dtype=torch.int64, device=model.device)
         self.swapped = torch.zeros(
             (ladders, config.rungs - 1, self.cuts.shape[1]), dtype=torch.bool, device=model.device
@@ -57,10 +61,14 @@ class Ladders(Chains):
 
     def load(self, slots: Tensor, requests: Requests) -> None:
         """Begin ladders: requests i · K + k are the rungs k of ladder i, each with random numbers of its own."""
-        rung = requests.sample % self.group
-        key = torch.where(rung > 0, absorb(requests.key, rung), requests.key)
-        self.ladder[slots] = requests.key
-        super().load(slots, replace(requests, key=key, sample=requests.sample // self.group))
+        super().load(slots, replace(requests, sample=requests.sample // self.group))
+        self.uniforms[slots] = self.numbers_of_rung(slots)
+
+    def numbers_of_rung(self, slots: Tensor) -> Tensor:
+        """The random numbers of the rungs that some slots stand on, at their steps: [k, horizon + 1]."""
+        seeds = self.seeds[self.request[slots] % self.group]
+        state = address(seeds, self.key[slots], self.sample[slots], self.step[slots])
+        return unit(absorb(state[:, None], self.columns))
 
     def responses(self, slots: Tensor) -> Samples:
         """What stands in some slots, whole ladders, in the order of the rungs."""
@@ -73,9 +81,10 @@ class Ladders(Chains):
         going = running.view(-1, self.group).any(1)
         self.rounds.index_add_(0, self.request[:: self.group] // self.group, going.long())
         ended = Decoder.advance(self)
-        zeta = self.measures.gather(1, at[..., None].expand(-1, 1, self.group))[:, 0]
+        zeta = self.measures.gather(1, at[..., None].expand(-1, 1, self.measures.shape[-1]))[:, 0]
         w = zeta.gather(1, (self.request % self.group)[:, None])
         self.weight.scatter_(1, at + 1, self.weight.gather(1, at) + (w.clamp(max=0) if self.falling else w))
+        self.weigh_cut(at)
         if self.config.early_reject and self.falling:
             doomed = running & (self.value() <= self.threshold)
             self.active &= ~doomed
@@ -99,18 +108,18 @@ class Ladders(Chains):
         c = self.config
         self.step[slots] += 1
         step, length = self.step[slots], self.length[slots]
-        who = (self.key[slots], self.sample[slots], step)
+        who = (self.seeds[self.request[slots] % self.group], self.key[slots], self.sample[slots], step)
         extends = step % (c.steps + 1) == 0  # the first step of a block draws the rest of an open record
         horizon = ((step // (c.steps + 1) + 1) * c.block).clamp(max=c.horizon)
-        cut = torch.where(extends, length, self.draw_cuts(slots, uniform(self.seed, *who, 0, CUT), horizon))
-        u = self.numbers(*who)
+        cut = torch.where(extends, length, self.draw_cuts(slots, uniform(*who, 0, CUT), horizon))
+        u = self.numbers_of_rung(slots)
         changed = (self.columns >= cut[:, None]) & (self.columns < length[:, None])
         if c.first_divergence_skip:
             changed &= (u < self.low[slots]) | (u >= self.high[slots])
         decodes = torch.where(extends, ~self.finished[slots] & (length < horizon), changed.any(1))
         first = torch.where(extends, length, changed.long().argmax(1))
-        threshold = uniform(self.seed, *who, 0, ACCEPT).log() + self.value()[slots]
-        self.divergences[self.request[slots], step] = (first + 1) * decodes
+        threshold = uniform(*who, 0, ACCEPT).log() + self.value()[slots]
+        self.cuts[self.request[slots], step] = cut + 1
         going = slots[decodes]
         self.limit[going], self.uniforms[going] = horizon[decodes], u[decodes]
         self.threshold[going] = threshold.masked_fill(extends, -math.inf)[decodes]
@@ -126,8 +135,8 @@ class Ladders(Chains):
         logp = self.logp[at].double().masked_fill(beyond, 0).sum(-1)
         ladder, step = before[:: self.group] // self.group, self.step[at[:, 0]]
         for k in range(self.group - 1):
-            u = uniform(self.seed, self.ladder[at[:, 0]], self.sample[at[:, 0]], step, k, SWAP)
-            yes = u.log() < swap_log_ratio(self.alphas[k], self.alphas[k + 1], logp[:, k], logp[:, k + 1])
+            u = uniform(self.seed, self.key[at[:, 0]], self.sample[at[:, 0]], step, k, SWAP)
+            yes = u.log() < self.swap_log_ratio(self.alphas[k], self.alphas[k + 1], logp[:, k], logp[:, k + 1])
             self.swapped[ladder, k, step] = yes
             pair, turned = slice(k, k + 2), yes[:, None]
             at[:, pair] = torch.where(turned, at[:, pair].flip(1), at[:, pair])
@@ -145,12 +154,8 @@ class Ladders(Chains):
         self.kept["weight"][slots], self.kept["low"][slots] = self.weight[slots], self.low[slots]
 
 
-def zetas(logits: Tensor, alphas: Sequence[float]) -> Tensor:
-    """ζ of every rung: float64 [S, K]."""
+def zetas(logits: Tensor, alphas: Sequence[float], by_entropy: bool = False) -> Tensor:
+    """ζ of every rung, and the entropy if cuts go by it: float64 [S, K (+ 1)]."""
     logp = logits.log_softmax(-1)
-    return torch.stack([(a * logp).logsumexp(-1).double() for a in alphas], -1)
-
-
-def swap_log_ratio(low: Tensor, high: Tensor, logp_low: Tensor, logp_high: Tensor) -> Tensor:
-    """Log of the ratio that a swap is accepted with, of the two rungs' exponents and their records' log p."""
-    return (high - low) * (logp_low - logp_high)
+    measured = torch.stack([(a * logp).logsumexp(-1).double() for a in alphas], -1)
+    return torch.cat((measured, entropy(logits)), -1) if by_entropy else measured

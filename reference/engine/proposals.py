@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reference.sampling import Decoder, LanguageModel
+from reference.engine.decoder import Decoder
+from reference.interface import LanguageModel
 
 if TYPE_CHECKING:
     from reference.power_sampling import PowerConfig
@@ -55,15 +56,20 @@ class Proposals(Decoder):
         w = c.alpha * self.logp.gather(1, at).double() - self.logq.gather(1, at).double()
         w = w.clamp(max=0) if self.falling else w  # so that rounding cannot raise a sum
         self.weight.scatter_(1, at + 1, self.weight.gather(1, at) + w)
-        if c.cut == "entropy":
-            here, before = (self.measures[..., -1].gather(1, place) for place in (at, (at - 1).clamp(min=0)))
-            rise = torch.where(at > 0, here - before, here).clamp(min=0)
-            self.mass.scatter_(1, at + 1, self.mass.gather(1, at) + c.entropy_floor + rise**c.entropy_power)
+        self.weigh_cut(at)
         if c.early_reject and self.falling:
             doomed = running & (self.value() <= self.threshold)
             self.active &= ~doomed
             ended |= doomed
         return ended
+
+    def weigh_cut(self, at: Tensor) -> None:
+        """Add the cut weights of the tokens at [S, 1]; only those of cut="entropy" depend on the model."""
+        if self.config.cut == "entropy":
+            here, before = (self.measures[..., -1].gather(1, place) for place in (at, (at - 1).clamp(min=0)))
+            rise = torch.where(at > 0, here - before, here).clamp(min=0)
+            e = self.config.entropy_floor + rise**self.config.entropy_power
+            self.mass.scatter_(1, at + 1, self.mass.gather(1, at) + e)
 
     def value(self) -> Tensor:
         """What records are compared by, float64 [S]. (Σ e_t is constant for cut="horizon", and here 1.)"""

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from reference.sampling import Decoder, LanguageModel
+from reference.engine.decoder import Decoder
+from reference.interface import LanguageModel
 
 
 class Branches(Decoder):

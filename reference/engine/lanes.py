@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reference.chains import Chains
-from reference.proposals import RECORD, Proposals
-from reference.sampling import Decoder, LanguageModel, Requests
+from reference.engine.chains import Chains
+from reference.engine.decoder import Decoder
+from reference.engine.proposals import RECORD, Proposals
+from reference.engine.requests import Requests
+from reference.interface import LanguageModel
 
 if TYPE_CHECKING:
     from reference.power_sampling import PowerConfig

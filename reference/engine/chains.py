@@ -7,7 +7,7 @@ rejected proposal is undone. Of its random numbers, known without the model, a c
     first-divergence skip   the proposal repeats x_t iff its random number falls into the interval that drew x_t, so
                             decoding starts at the first that does not, and many steps decode nothing
 
-How a proposal is weighed while it grows, and dropped early: `reference/proposals.py`.
+How a proposal is weighed while it grows, and dropped early: `reference/engine/proposals.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.proposals import RECORD, Proposals
+from reference.engine.proposals import RECORD, Proposals
+from reference.engine.requests import Requests
+from reference.interface import LanguageModel
 from reference.randomness import ACCEPT, CUT, absorb, address, int64, uniform, unit
-from reference.sampling import LanguageModel, Requests
 
 if TYPE_CHECKING:
     from reference.power_sampling import PowerConfig
@@ -89,8 +90,10 @@ class Chains(Proposals):
 
     def settle(self, slots: Tensor) -> None:
         """Accept or reject: a record and its cache row go one way or the other between `kept` and here."""
-        accepted = self.values(slots) > self.threshold[slots]
-        self.accepted[self.request[slots], self.step[slots]] = accepted
+        accepted, which = self.values(slots) > self.threshold[slots], (self.request[slots], self.step[slots])
+        kept = self.kept["tokens"][slots], self.kept["length"][slots]
+        self.accepted[which] = accepted
+        self.divergences[which] = first_difference(self.tokens[slots], self.length[slots], *kept)
         here = {name: getattr(self, name) for name in RECORD}
         for moved, source, target, cache, other in (
             (slots[accepted], here, self.kept, self.kept_cache, self.cache),
@@ -145,15 +148,22 @@ class Chains(Proposals):
             enough = (moves.view(grid).cumsum(1) >= room[:, None]) | (sure.view(grid).cumsum(1) > 0)
             looked = (enough.cumsum(1) <= 1).flatten() & (step <= last)  # up to the first that is enough
             self.step[slots] += looked.view(grid).sum(1)
-            diverges = torch.where(decodes, first + 1, len(self.columns)).amin(1)
-            here = (self.request[at[looked]], step[looked])
-            self.cuts[here], self.divergences[here] = cut[looked] + 1, (diverges * moves)[looked]
+            self.cuts[self.request[at[looked]], step[looked]] = cut[looked] + 1
             chosen = moves & looked
             found.append([x[chosen] for x in (at, step, horizon, accept, decodes, first, u)])
             none, end = ~chosen.view(grid).any(1), self.step[slots] == last
             over.append(slots[none & end])
             slots, room = slots[none & ~end], room[none & ~end]
         return torch.cat(over), Steps(*map(torch.cat, zip(*found)))
+
+
+def first_difference(tokens: Tensor, length: Tensor, other: Tensor, other_length: Tensor) -> Tensor:
+    """The first position, from 1, at which responses [k, horizon] go on differently; 0 where they do not: int64 [k]."""
+    shared = torch.minimum(length, other_length)
+    columns = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+    differs = torch.nn.functional.pad((tokens != other) & (columns[:-1] < shared[:, None]), (0, 1))
+    differs |= (columns == shared[:, None]) & (length != other_length)[:, None]
+    return (differs.long().argmax(1) + 1) * differs.any(1)
 
 
 LOOKED_AT = 1 << 14  # random numbers that `find` makes at a time; on a GPU, which each look waits for, 64 times as many

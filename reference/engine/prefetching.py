@@ -17,7 +17,8 @@ import math
 import torch
 from torch import Tensor
 
-from reference.lanes import IDLE, Lanes
+from reference.engine.chains import first_difference
+from reference.engine.lanes import IDLE, Lanes
 
 
 class Prefetching(Lanes):
@@ -29,13 +30,15 @@ class Prefetching(Lanes):
         row = self.rows(chain[:, 0]).gather(1, order)
         decided = ended.gather(1, order).cumprod(1).bool()  # a step waits for those before it,
         accepted = (self.lanes.value() > self.lanes.threshold)[row]
-        changes = decided & accepted & self.differ(row)
+        differ = self.differ(row)
+        changes = decided & accepted & (differ > 0)
         decided &= changes.cumsum(1) - changes.long() == 0  # and what was proposed before a change is stale
         changes &= decided
         self.lanes.values(row[decided])  # are numbers
 
         steps = self.lane_step.view(-1)[row]
-        self.accepted[self.request[chain[decided]], steps[decided]] = accepted[decided]
+        which = self.request[chain[decided]], steps[decided]
+        self.accepted[which], self.divergences[which] = accepted[decided], differ[decided]
         changed = chain[changes]
         self.take(changed, row[changes])
         self.step[changed] = steps[changes]
@@ -44,10 +47,9 @@ class Prefetching(Lanes):
         return chain[decided].unique()
 
     def differ(self, row: Tensor) -> Tensor:
-        """Whether the proposals in rows [S, L] differ from the records of the chains."""
-        length, tokens = self.lanes.length[row], self.lanes.tokens[row]
-        other = (tokens != self.tokens[:, None]) & (self.columns < length[..., None])
-        return other.any(2) | (length != self.length[:, None])
+        """Where the proposals in rows [S, L] first differ from the records of the chains, from 1; 0: nowhere."""
+        own = (x.repeat_interleave(row.shape[1], 0) for x in (self.tokens, self.length))
+        return first_difference(self.lanes.tokens[row.flatten()], self.lanes.length[row.flatten()], *own).view_as(row)
 
     def propose(self, slots: Tensor) -> Tensor:
         """Give the idle lanes of chains their next steps; returns the chains with none left, and none under way."""

@@ -7,15 +7,16 @@ cache row. A cloud ends with its last particle.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from reference.engine.decoder import Decoder
+from reference.engine.requests import Requests
+from reference.interface import LanguageModel, log_law
 from reference.randomness import RESAMPLE, uniform
-from reference.sampling import Decoder, LanguageModel, Requests, log_law
 
 if TYPE_CHECKING:
     from reference.power_smc import SMCConfig
@@ -28,11 +29,11 @@ class Clouds(Decoder):
 
     def __init__(
         self, model: LanguageModel, prompts: Sequence[Tensor], slots: int, config: SMCConfig, clouds: int,
-        stop_ids: Iterable[int], seed: int,
+        stop_ids: Iterable[int], seed: int, *, log_mean: Callable[[Tensor], Tensor],
     ):  # fmt: skip
         temperature = config.proposal_temperature or 1 / config.alpha
         super().__init__(model, prompts, slots, config.horizon, stop_ids=stop_ids, temperature=temperature, seed=seed)
-        self.config, self.group, device = config, config.particles, model.device
+        self.config, self.group, self.log_mean, device = config, config.particles, log_mean, model.device
         self.request, self.key, self.sample, self.time = torch.zeros((4, slots), dtype=torch.int64, device=device)
         self.total, self.log_weight = torch.zeros((2, slots), dtype=torch.float64, device=device)  # log p, log W
         self.exponents = torch.tensor(config.exponents(), dtype=torch.float64, device=device)
@@ -64,16 +65,16 @@ class Clouds(Decoder):
         ess = 1 / (share**2).sum(1)
         cloud, last = self.request[:: self.group] // self.group, self.time[:: self.group] - 1
         self.ess[cloud[going], last[going]] = ess[going]
-        poor = self.active.view(-1, self.group).any(1) & (ess < self.config.ess_threshold * self.group)
+        poor = self.active.view(-1, self.group).any(1) & (ess < self.config.least_ess)
         if poor.any():
             self.resampled[cloud[poor], last[poor]] = True
-            self.log_normalizer[cloud[poor]] += log_mean(self.log_weight.view(-1, self.group)[poor])
+            self.log_normalizer[cloud[poor]] += self.log_mean(self.log_weight.view(-1, self.group)[poor])
             self.resample(poor.nonzero()[:, 0], share[poor])
         over = going & ~self.active.view(-1, self.group).any(1)
         if over.any():
             jump = (self.config.alpha - self.exponents[self.time]) * self.total
             self.log_weights[cloud[over]] = (self.log_weight + jump).view(-1, self.group)[over]
-            self.log_normalizer[cloud[over]] += log_mean(self.log_weights[cloud[over]])
+            self.log_normalizer[cloud[over]] += self.log_mean(self.log_weights[cloud[over]])
         return over.repeat_interleave(self.group)
 
     def weigh(self, at: Tensor, grows: Tensor, going: Tensor) -> None:
@@ -103,8 +104,3 @@ class Clouds(Decoder):
             longest = int((self.start + self.length)[target].max()) - 1  # the last token is yet to be fed
             self.cache.copy_rows(source, target, length=longest)
         self.log_weight[rows] = 0.0
-
-
-def log_mean(log_weight: Tensor) -> Tensor:
-    """log of the mean weight, [n], of log-weights [n, N]."""
-    return log_weight.logsumexp(1) - math.log(log_weight.shape[1])
