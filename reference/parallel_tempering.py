@@ -45,6 +45,8 @@ from reference.interface import (
 from reference.power_sampling import PowerConfig, Record
 from reference.sampling import extend, log_probs
 
+Records = tuple[Record, ...]  # one per rung
+
 
 @dataclass(frozen=True)
 class TemperingConfig(PowerConfig):
@@ -85,7 +87,7 @@ class Ladder(NamedTuple):
     """Where a ladder's rungs ended, and how it went: one entry per round, and in it one per rung."""
 
     tokens: Record  # of the last rung
-    rungs: tuple[Record, ...]
+    rungs: Records
     cuts: tuple[Record, ...]
     divergences: tuple[Record, ...]
     accepted: tuple[tuple[bool, ...], ...]
@@ -109,23 +111,16 @@ def parallel_tempering_page(
 
 def init(
     model: LanguageModel, prompt: Sequence[int], config: TemperingConfig, *, stop_ids: Collection[int], chance: Chance
-) -> tuple[Record, ...]:
+) -> Records:
     """Each rung's draw of its own q_k on the first block's horizon."""
     nothing, horizon = ((),) * config.rungs, min(config.block, config.horizon)
     return extended(model, prompt, nothing, config, horizon, 0, stop_ids=stop_ids, chance=chance)
 
 
 def step(
-    model: LanguageModel,
-    prompt: Sequence[int],
-    xs: tuple[Record, ...],
-    config: TemperingConfig,
-    horizon: int,
-    n: int,
-    *,
-    stop_ids: Collection[int],
-    chance: Chance,
-) -> tuple[tuple[Record, ...], Any, Any, Any, Any]:
+    model: LanguageModel, prompt: Sequence[int], xs: Records, config: TemperingConfig, horizon: int, n: int, *,
+    stop_ids: Collection[int], chance: Chance,
+) -> tuple[Records, Any, Any, Any, Any]:  # fmt: skip
     """Round n: a step of power sampling on every rung, then swaps of neighbours, upwards."""
     alphas, swapped = config.alphas, []
     moves = [
@@ -139,13 +134,14 @@ def step(
         swapped.append(chance.happens(log_ratio, SWAP, step=n, position=k))  # log u < log_ratio
         if swapped[-1]:
             records[k], records[k + 1] = records[k + 1], records[k]
-    return tuple(records), *map(tuple, went), tuple(swapped)
+    cuts, divergences, accepted = map(tuple, went)
+    return tuple(records), cuts, divergences, accepted, tuple(swapped)
 
 
 def extended(
-    model: LanguageModel, prompt: Sequence[int], xs: tuple[Record, ...], config: TemperingConfig, horizon: int,
-    n: int, *, stop_ids: Collection[int], chance: Chance,
-) -> tuple[Record, ...]:  # fmt: skip
+    model: LanguageModel, prompt: Sequence[int], xs: Records, config: TemperingConfig, horizon: int, n: int, *,
+    stop_ids: Collection[int], chance: Chance,
+) -> Records:  # fmt: skip
     """Each rung's record, if it is open continued by its own q_k up to the horizon."""
     return tuple(
         extend(model, prompt, x, horizon, 1 / alpha, step=n, stop_ids=stop_ids, chance=of_rung(chance, k))
