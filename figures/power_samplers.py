@@ -140,7 +140,8 @@ def exact(conditionals: Conditionals, logp: np.ndarray, horizon: int) -> dict[st
     """TV of the output's law where theory has it, per method and setting. (Look-ahead: the plug-in's; SMC of two
     particles never resamples at κ = 1/2, so it is one of two draws picked by weight.)"""
     setting = {"horizon": horizon, "alpha": ALPHA}
-    one, several = chain(conditionals, **setting), chain(conditionals, **setting, tries=TRIES)
+    one = chain(conditionals, **setting, cut="record")
+    several = chain(conditionals, **setting, cut="record", tries=TRIES)
     unsure = chain(conditionals, **setting, cut=EntropyCut())
     records, target = one.records, one.target
     log_z = zeta(conditionals, ALPHA)
@@ -152,7 +153,7 @@ def exact(conditionals: Conditionals, logp: np.ndarray, horizon: int) -> dict[st
         found[method] = {n: float(curve[n]) for n in SETTINGS[method][0]}
     found["prefetch"] = found["power"]
     alphas = TemperingConfig(ALPHA, rungs=RUNGS).alphas
-    joints = rounds(rungs(conditionals, alphas, horizon=horizon), logp, alphas)
+    joints = rounds(rungs(conditionals, alphas, horizon=horizon, cut="record"), logp, alphas)
     steps = SETTINGS["tempering"][0]
     curve = [total_variation(marginal(joint, -1), target) for joint in islice(joints, max(steps) + 1)]
     found["tempering"] = {n: curve[n] for n in steps}

@@ -76,7 +76,7 @@ def compute() -> dict:
         for savings in varied:
             measured, length = count(model, [[1]] * CHAINS, config, savings, [0])
             exact = expected_tokens(
-                conditionals, horizon=LONGEST, alpha=1.0, block=BLOCK, steps=STEPS,
+                conditionals, horizon=LONGEST, alpha=1.0, block=BLOCK, steps=STEPS, cut=config.cut,
                 first_divergence_skip=SAVINGS[savings][0],
             )  # fmt: skip
             varied[savings][spread] = {"measured": [x / MEAN for x in measured], "exact": exact / MEAN}

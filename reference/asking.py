@@ -267,6 +267,8 @@ def show(asked: Asked, answers: Answers, output: Output, seconds: float) -> None
                 head = f"[{i}.{j}]  log p {sum(response['logp']):.2f}, {len(response['tokens'])} tokens\n"
                 parts.append(head * several + response["text"])
         output.write("\n".join(parts))
+    if remark := getattr(answers, "remark", None):
+        print(remark, file=sys.stderr)
     cost = Cost.parallel(answers.costs)
     print(
         f"{cost.calls} calls, {cost.prompt_tokens} tokens in, {cost.decoded_tokens} decoded "

@@ -7,8 +7,8 @@
 
     page(..., chance=Drawn(seed, key, i))   ==   batched(..., seed=seed, keys=[key]).samples[0][i]
 
-token by token, whatever the batch and the slots; with another chance the same page is enumerated (`theory/exact_law.py`).
-The pages of the cascade and of UQ-TTC take votes in place of a model, `vote(stage, j) -> bool`: see there.
+token by token, whatever the batch and the slots. With another chance the same page is enumerated, by
+`theory/exact_law.py`. The pages of the cascade and of UQ-TTC take votes in place of a model, `vote(stage, j) -> bool`: see there.
 """
 
 from __future__ import annotations

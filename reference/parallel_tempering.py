@@ -42,7 +42,7 @@ from reference.interface import (
     check_law,
     check_prompts,
 )
-from reference.power_sampling import PowerConfig, Record
+from reference.power_sampling import PowerConfig, PowerSamples, Record
 from reference.sampling import extend, log_probs
 
 Records = tuple[Record, ...]  # one per rung
@@ -171,6 +171,9 @@ class TemperingSamples(Generation):
     divergences: Tensor  # int64 [prompts, n, K, rounds]: the first at which its proposal differed; 0 if nowhere
     accepted: Tensor  # bool [prompts, n, K, rounds]
     swapped: Tensor  # bool [prompts, n, K − 1, rounds]: rungs k and k + 1 after the round
+    behind: Tensor  # bool [prompts, n, K, rounds]: the cut lay behind the record's end, so that the step did nothing
+
+    idle, remark = PowerSamples.idle, PowerSamples.remark
 
     @property
     def acceptance(self) -> list[float]:
@@ -239,5 +242,5 @@ def parallel_tempering(
         drawn.samples.take(cold),
         [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, longest)],
         drawn.samples,
-        *map(rounds, (ladders.cuts, ladders.divergences, ladders.accepted, ladders.swapped)),
+        *map(rounds, (ladders.cuts, ladders.divergences, ladders.accepted, ladders.swapped, ladders.behind)),
     )

@@ -10,13 +10,17 @@ With τ = 1/α the weight is one scalar of the prefix, w_t = ζ_t = log Σ_v p(v
 has a law of its own, c_x(r) = e_r / Σ_{t≤|x|} e_t, with *cut weights* e_t that the tokens before t determine. So e_r is
 the same in x and y, and the ratio's factor for the cut is c_y(r) / c_x(r) = Σ_{t≤|x|} e_t / Σ_{t≤|y|} e_t:
 
-    "record"    e = 1: r uniform on the record's own length; the factor is |x| / |y|
+    "record"    e = 1: r uniform on the record's own length, so that every step proposes; the factor is |x| / |y|
     "horizon"   e = 1, also behind the record's end up to H, where nothing happens (a step too): no factor
     "entropy"   e_r = floor + max(0, η_r − η_{r−1})^β, η_r the entropy of p(·|h_r), η_0 = 0: cuts where the model begins
                 to be unsure (2605.30327, where the floor is 0)
 
 All leave π invariant. (Uniform on |x| without the factor does not; nor does comparing only as many tokens as both
 records have, nor stopping at the first record that ends: see `theory/markov_chain.py` for what each of them samples.)
+
+The paper draws r from 1 .. kB, as "horizon" does, for responses as long as that; its code draws it from the response's
+own length, as "record" does, but without the factor. Per step "record" is nearer to π, at equal decoded tokens the two
+are alike (`figures/power_cuts.py`).
 
 As in the paper the horizon grows in blocks: the chain takes N steps on records of horizon B, extends an open record by
 a draw of q to 2B, takes N steps there, and so on. Its printed ratio has π_k for π_{k+1}, and its cuts never reach the
@@ -62,7 +66,7 @@ class PowerConfig:
     block: int = 192  # B, tokens by which the horizon grows
     steps: int = 10  # N, Metropolis-Hastings steps per block
     horizon: int = 3072  # H, most response tokens
-    cut: str = "horizon"  # or "record" or "entropy": the law of the cut
+    cut: str = "record"  # or "horizon" (the paper's, if responses had no end) or "entropy": the law of the cut
     entropy_power: float = 4.0  # β, for cut="entropy"
     entropy_floor: float = 0.0  # nats^β, for cut="entropy"; > 0 gives every position its chance
     first_divergence_skip: bool = True
@@ -176,6 +180,22 @@ class PowerSamples(Generation):
     cuts: Tensor  # int64: the first position that the step might change, from 1
     divergences: Tensor  # int64: the first position at which its proposal differed from the record; 0 if nowhere
     accepted: Tensor  # bool; a proposal that does not differ is accepted
+    behind: Tensor  # bool: the cut lay behind the record's end, so that the step could do nothing
+
+    @property
+    def idle(self) -> float:
+        """The share of the steps whose cut lay behind the record's end."""
+        return float(self.behind.double().mean()) if self.behind.numel() else 0.0
+
+    @property
+    def remark(self) -> str | None:
+        """What the person who ran this should know."""
+        if self.idle <= 0.5:
+            return None
+        return (
+            f"{self.idle:.0%} of the steps cut behind the end of their response and did nothing; "
+            'set the cut to "record", or lower the most tokens that a response may have'
+        )
 
     @property
     def acceptance(self) -> float:
@@ -232,4 +252,5 @@ def run(
     def steps(kept: Tensor) -> Tensor:  # without the draws that begin the blocks
         return kept.view(len(texts), n, config.stages, config.steps + 1)[..., 1:].flatten(2)
 
-    return PowerSamples(drawn.samples, costs, *map(steps, (chains.cuts, chains.divergences, chains.accepted)))
+    diagnostics = chains.cuts, chains.divergences, chains.accepted, chains.behind
+    return PowerSamples(drawn.samples, costs, *map(steps, diagnostics))

@@ -56,6 +56,7 @@ class Chains(Proposals):
         self.request, self.key, self.sample, self.step = torch.zeros((4, slots), dtype=torch.int64, device=device)
         self.cuts, self.divergences = torch.zeros((2, *shape), dtype=torch.int64, device=device)
         self.accepted = torch.ones(shape, dtype=torch.bool, device=device)
+        self.behind = torch.zeros_like(self.accepted)  # the cut lay behind the record's end
         self.seeds = torch.tensor([int64(seed)], device=device)  # one for each try
 
     @cached_property
@@ -148,7 +149,8 @@ class Chains(Proposals):
             enough = (moves.view(grid).cumsum(1) >= room[:, None]) | (sure.view(grid).cumsum(1) > 0)
             looked = (enough.cumsum(1) <= 1).flatten() & (step <= last)  # up to the first that is enough
             self.step[slots] += looked.view(grid).sum(1)
-            self.cuts[self.request[at[looked]], step[looked]] = cut[looked] + 1
+            which = self.request[at[looked]], step[looked]
+            self.cuts[which], self.behind[which] = cut[looked] + 1, (cut >= length)[looked]
             chosen = moves & looked
             found.append([x[chosen] for x in (at, step, horizon, accept, decodes, first, u)])
             none, end = ~chosen.view(grid).any(1), self.step[slots] == last

@@ -119,7 +119,8 @@ class Ladders(Chains):
         decodes = torch.where(extends, ~self.finished[slots] & (length < horizon), changed.any(1))
         first = torch.where(extends, length, changed.long().argmax(1))
         threshold = uniform(*who, 0, ACCEPT).log() + self.value()[slots]
-        self.cuts[self.request[slots], step] = cut + 1
+        which = self.request[slots], step
+        self.cuts[which], self.behind[which] = cut + 1, cut >= length
         going = slots[decodes]
         self.limit[going], self.uniforms[going] = horizon[decodes], u[decodes]
         self.threshold[going] = threshold.masked_fill(extends, -math.inf)[decodes]

@@ -147,7 +147,7 @@ def test_a_tuned_ladder_swaps_equally_often():
     ({"rungs": 0, "ladder": None}, "rungs is 0"), ({"ladder": (1.0, 3.0)}, "the last of them 4.0"),
     ({"ladder": (4.0,)}, "it must have 2 rungs"), ({"rungs": 3, "ladder": (2.0, 1.0, 4.0)}, "it must rise"),
     ({"ladder": (0.0, 4.0)}, "it must rise"), ({"ladder": None, "alpha": 0.5}, "it must rise"),
-    ({"cut": "record"}, "cut is 'record'"), ({"proposal_temperature": 0.5}, "proposal_temperature is 0.5"),
+    ({"cut": "middle"}, "cut is 'middle'"), ({"proposal_temperature": 0.5}, "proposal_temperature is 0.5"),
     ({"prefetch": 1}, "prefetch is 1"), ({"steps": -1}, "steps is -1"),
 ])  # fmt: skip
 def test_bad_settings_are_refused_in_one_clear_line(change, message):
