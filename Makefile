@@ -12,7 +12,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint claims figures results bench toy toy-worlds toy-large card clean
+.PHONY: help setup demo test test-all lint mutants claims figures results bench toy toy-worlds toy-large card clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ lint: $(READY)  ## style and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+mutants: $(READY)  ## plant every mistake of tests/mutants.toml and see a test fail
+	$(RUN) -m tests.mutants
 
 claims: $(READY)  ## run the tests of every claim and write CLAIMS.md
 	$(RUN) -m pytest -m claim --write-claims
