@@ -40,7 +40,7 @@ class Run:
         if not all(p >= 0 for p in options) or abs(sum(options) - 1) > 1e-9:
             raise ValueError(f"the options at {address} have probabilities {options}; they must be >= 0 and sum to 1")
         if address in self.asked:
-            raise ValueError(f"address {address} (stream, purpose, step, position) is asked twice on one path")
+            raise ValueError(f"address {address} (labels, sample, purpose, step, position) is asked twice on one path")
         at = len(self.asked)
         self.asked[address] = None
         if at < self.fresh:
@@ -62,36 +62,40 @@ class Run:
 
 
 class Enumerated:
-    """A chance whose answers follow the script of a run; `stream` tells children and samples apart."""
+    """A chance whose answers follow the script of a run. Children are told apart by their labels and samples by their
+    numbers, as in `Drawn`: what shares a random number there is one address here, and refused if it is asked twice."""
 
-    def __init__(self, run: Run, stream: tuple = ()) -> None:
-        self.run, self.stream = run, stream
+    def __init__(self, run: Run, labels: tuple = (), number: int = 0) -> None:
+        self.run, self.labels, self.number = run, labels, number
+
+    def choose(self, answers: Sequence[Any], law: ArrayLike, *address: int) -> Any:
+        return self.run.choose((self.labels, self.number, *address), answers, law)
 
     def token(self, log_probabilities: ArrayLike, *, step: int = 0, position: int) -> int:
         law = np.exp(np.asarray(log_probabilities, dtype=np.float64))
-        return self.run.choose((self.stream, TOKEN, step, position), range(len(law)), law / law.sum())
+        return self.choose(range(len(law)), law / law.sum(), TOKEN, step, position)
 
     def index(self, n: int, purpose: int, *, step: int = 0, position: int = 0) -> int:
-        return self.run.choose((self.stream, purpose, step, position), range(n), np.full(n, 1 / n))
+        return self.choose(range(n), np.full(n, 1 / n), purpose, step, position)
 
     def weighted(self, weights: ArrayLike, purpose: int, *, step: int = 0, position: int = 0) -> int:
         w = np.asarray(weights, dtype=np.float64)
-        return self.run.choose((self.stream, purpose, step, position), range(len(w)), w / w.sum())
+        return self.choose(range(len(w)), w / w.sum(), purpose, step, position)
 
     def happens(self, log_probability: float, purpose: int, *, step: int = 0, position: int = 0) -> bool:
-        p = float(np.exp(min(0.0, log_probability)))
-        return self.run.choose((self.stream, purpose, step, position), (True, False), (p, 1 - p))
+        p = float(np.exp(np.minimum(0.0, log_probability)))
+        return self.choose((True, False), (p, 1 - p), purpose, step, position)
 
     def ancestors(self, weights: ArrayLike, scheme: str, *, position: int) -> list[int]:
         options = list(ancestors(np.asarray(weights, dtype=np.float64), scheme))  # type: ignore[arg-type]
-        address = (self.stream, RESAMPLE, 0, position)
-        return list(self.run.choose(address, [chosen for chosen, _ in options], [p for _, p in options]))
+        chosen, law = zip(*options)
+        return list(self.choose(chosen, law, RESAMPLE, 0, position))
 
     def child(self, *labels: int | str) -> Enumerated:
-        return Enumerated(self.run, (*self.stream, labels))
+        return Enumerated(self.run, (*self.labels, labels), self.number)
 
     def sample(self, i: int, of: int = 1) -> Enumerated:
-        return Enumerated(self.run, (*self.stream, i, of))
+        return Enumerated(self.run, self.labels, self.number * of + i)
 
 
 def runs(program: Program, limit: int = 200_000) -> Iterable[tuple[Hashable, Run]]:
@@ -166,7 +170,7 @@ def main() -> None:
     for number, (outcome, run) in enumerate(runs(program), 1):
         answers = [
             f"{NAMES[purpose]} {place if purpose != ACCEPT else ('yes', 'no')[place]} ({options[place]:.3g})"
-            for (_, purpose, _, _), options, place in run.script
+            for (*_, purpose, _, _), options, place in run.script
         ]
         print(f"{number:3}. {' · '.join(answers)}  →  {outcome}, probability {run.probability:.4g}")
     target = {(a, b): (p[a] * p[b]) ** alpha for a in (0, 1) for b in (0, 1)}

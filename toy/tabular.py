@@ -10,6 +10,7 @@ law is compared with `enumerate_law`, which lists the records of *any* model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,6 +116,24 @@ class TabularLM(nn.Module):
         children = np.arange(states)[:, None] * vocab_size + 1 + np.arange(vocab_size)  # a complete tree, by level
         transition = np.where(children < states, children, 0)  # the deepest texts have no children: see max_length
         return cls(as_logits(table, dtype), torch.from_numpy(transition), max_length=depth + 1)
+
+
+class Memo:
+    """A model that remembers the logits of whole texts: an enumeration asks for the same few of them on every path."""
+
+    def __init__(self, model: LanguageModel):
+        self.model, self.vocab_size, self.max_length = model, model.vocab_size, model.max_length
+        self.device, self.new_cache = model.device, model.new_cache
+        self.known: dict[tuple[int, ...], Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, positions: Tensor | None = None, cache: Any = None, *, logits: bool = True):
+        if cache is not None or len(tokens) != 1:
+            return self.model(tokens, positions, cache, logits=logits)
+        text = tuple(tokens[0].tolist())
+        if text not in self.known:
+            self.known[text] = self.model(tokens)
+        return self.known[text]
 
 
 def as_logits(probs: np.ndarray, dtype: torch.dtype) -> Tensor:
