@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import rel_entr
 
 TIE = 1e-12  # numbers within this relative distance are one number: equal probabilities summed in another order tie
+TOLERANCE = 1e-6  # rewards nearer than this tie, and a rule stops so much early: as in reference/token_law.py
 TRUNCATE = 1e-15  # `adaptive_law` stops its recursion once the process survives with less than this probability
 
 Law = NDArray[np.float64]
@@ -42,14 +43,14 @@ def check_law(probs: ArrayLike) -> Law:
 
 
 def level_sets(rewards: ArrayLike) -> NDArray[np.int64]:
-    """Rank of each response among the distinct rewards, worst first, [K]. Rewards within `TIE` tie; -inf may occur."""
+    """Rank of each response among the distinct rewards, worst first, [K]; within `TOLERANCE` they tie; -inf may occur."""
     rewards = np.asarray(rewards, dtype=np.float64)
     if np.isnan(rewards).any():
         raise ValueError("rewards hold a NaN, which has no rank")
     order = np.argsort(rewards, kind="stable")
     ordered = rewards[order]
     rank = np.empty(len(rewards), dtype=np.int64)
-    rank[order] = np.concatenate([[0], np.cumsum(~np.isclose(ordered[1:], ordered[:-1], rtol=TIE, atol=0))])
+    rank[order] = np.concatenate([[0], np.cumsum(~np.isclose(ordered[1:], ordered[:-1], rtol=0, atol=TOLERANCE))])
     return rank
 
 
@@ -166,7 +167,8 @@ def adaptive_law(probs: ArrayLike, mu: float) -> AdaptiveLaw:
     base = check_law(probs)
     if not 0 < mu < np.inf:
         raise ValueError(f"the stopping constant mu must be > 0 and finite, not {mu}")
-    rank = level_sets(base)
+    with np.errstate(divide="ignore"):
+        rank = level_sets(np.log(base))
     mass, value = level_masses(rank, base), np.zeros(rank.max() + 1)
     value[rank] = base
     at_or_below = np.cumsum(mass)
@@ -174,7 +176,7 @@ def adaptive_law(probs: ArrayLike, mu: float) -> AdaptiveLaw:
     alive = mass  # [levels]: Pr[N_μ >= k and the maximum of k draws is at this level], here for k = 1
     k = 1
     while True:
-        stopped = np.where(k * value >= mu * (1 - TIE), alive, 0.0)
+        stopped = np.where(k * value >= mu * (1 - TOLERANCE), alive, 0.0)
         stop.append(float(stopped.sum()))
         returned += stopped
         alive = alive - stopped

@@ -5,8 +5,9 @@ N particles grow by one token of a proposal q at a time; ended ones stay. The ta
 
     ω_t = p(x_<=t)^(α_t) / (p(x_<t)^(α_{t-1}) q(x_t|x_<t)),     α_t constant and q ∝ p^α: ω_t = exp ζ(x_<t).
 
-When the effective sample size (Σ W)²/Σ W² is below κN the particles are drawn anew in proportion to W, and W = 1. The
-estimate of Z = Σ p^α is Ẑ = Π mean W over the resamplings and the end; one particle is returned in proportion to W.
+When the effective sample size (Σ W)²/Σ W² is below κN (1 − 1e-6) the particles are drawn anew in proportion to W, and
+W = 1. The estimate of Z = Σ p^α is Ẑ = Π mean W over the resamplings and the end; one particle is returned in
+proportion to W.
 
     E[Ẑ Σ_i W_i f(x_i)/Σ_i W_i] = Σ_x p(x)^α f(x)      for every f, N, κ, and either resampling: no bias     claim P18
     E[Ẑ²] (multinomial, every token): two lineages, traced back, meet at each token with probability 1/N, so
@@ -26,6 +27,8 @@ import numpy as np
 
 from theory import power
 from theory.power import Conditionals, Law, Record
+
+TOLERANCE = 1e-6  # an effective sample size of exactly κN must not be resampled because of how it was rounded
 
 Resampling = Literal["multinomial", "systematic"]
 Particle = tuple[Record, float]  # text, log W
@@ -104,11 +107,12 @@ def cloud(
     alpha: float,
     particles: int,
     tau: float | None = None,
-    kappa: float = inf,  # resample when the effective sample size is below kappa·N; inf: after every token
+    kappa: float = inf,  # resample when the effective sample size is below kappa·N, while a text is open; inf: always
     resampling: Resampling = "multinomial",
     ramp: Sequence[float] | None = None,
 ) -> Cloud:
-    """The exact outcome. No resampling after the last token: it would change neither Ẑ nor the returned law."""
+    """The exact outcome. No resampling after the last token: it would change neither Ẑ nor the returned law. (Where all
+    texts have ended before it, resampling would change the latter under a ramp; `inf` does it, as `second_moment`.)"""
     growth = Growth.of(conditionals, horizon, alpha, tau, ramp)
     records, logps = power.record_logps(conditionals, horizon)
     logp_of = {(): 0.0, **dict(zip(records, logps))}
@@ -127,7 +131,9 @@ def cloud(
         clouds = {}
         for after, moments in grown.items():
             weights = np.exp([w for _, w in after])
-            if weights.sum() ** 2 / (weights**2).sum() < kappa * particles:
+            is_open = any(len(text) == t and text in conditionals for text, _ in after)
+            poor = weights.sum() ** 2 / (weights**2).sum() < kappa * particles * (1 - TOLERANCE)
+            if poor and (is_open or kappa == inf):
                 resamplings += moments[0]
                 moments = moments * weights.mean() ** np.arange(3)
                 for parents, chance in ancestors(weights, resampling):

@@ -5,14 +5,19 @@ what could hide a mistake: responses of several lengths, prefixes that are worth
 low temperature is far from p^α), ties, tokens that cannot come and tokens that must.
 """
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
-from theory.exact_law import Enumerated, exact_law
+from reference import best_of_n, lookahead, multiple_try, parallel_tempering, power_sampling, power_smc, sampling
+from theory.exact_law import exact_law
 from theory.power import Conditionals, Record, power_law
 from toy.tabular import Memo, TabularLM, enumerate_law
 
@@ -61,6 +66,8 @@ WORLDS = {
     }, 3), 3, (0,), 3.0),
     # 7 records
     "short": World(table(3, 2, 265), 2, (0,), 3.0),
+    # 5 records: token 1 leads to itself, token 2 to anything
+    "fork": World(tree({(): (0.2, 0.35, 0.45), (1,): (0, 1, 0), (2,): (0.3, 0.36, 0.34)}, 3), 2, (0,), 3.0),
     # Two ids end a response
     "two stops": World(table(4, 2, 131), 2, (0, 3), 2.0),
     # Equal probabilities, impossible and forced tokens
@@ -69,6 +76,30 @@ WORLDS = {
         (2, 1): (0.25, 0.25, 0.5), (2, 2): (0.5, 0, 0.5),
     }, 3), 3, (0,), 3.0),
 }  # fmt: skip
+
+
+PAGES: list[ModuleType] = [best_of_n, lookahead, multiple_try, parallel_tempering, power_sampling, power_smc, sampling]
+
+
+@pytest.fixture
+def remember(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages run with what they compute of a text (its logits, its log-probabilities) remembered: functions without
+    chance, which an enumeration calls on every path."""
+    for name in ("next_logits", "log_probs"):
+        remembered = cache(getattr(sampling, name))
+        for module in PAGES:
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, remembered)
+
+
+def mutated(function: Callable[..., Any], right: str, wrong: str) -> Any:
+    """The function with a mistake planted in its source: `right`, which occurs once, is `wrong`."""
+    source = inspect.getsource(function)
+    if source.count(right) != 1:
+        raise ValueError(f"{right!r} occurs {source.count(right)} times in {function.__name__}, not once")
+    planted: dict[str, Any] = {}
+    exec(source.replace(right, wrong), function.__globals__, planted)
+    return planted[function.__name__]
 
 
 def as_array(law: Mapping[Record, float], records: Sequence[Record]) -> NDArray[np.float64]:

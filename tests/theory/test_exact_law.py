@@ -208,7 +208,7 @@ def assert_agree(ask, edges=None, chance=Fixed, numbers=1):
 
 
 def random_laws(n):
-    """Distributions of n: some random ones, one with zeros at its ends, a forced one, an even one, one far from even."""
+    """Distributions of n: random ones, one with zeros at its ends, forced ones, an even one, one far from even."""
     rng = np.random.default_rng(5)
     cases = [*rng.dirichlet(np.ones(n), size=4), *rng.dirichlet(np.full(n, 0.2), size=2)]
     cases += [np.full(n, 1 / n), np.eye(n)[n - 1], np.eye(n)[0]]
