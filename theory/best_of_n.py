@@ -43,7 +43,7 @@ def check_law(probs: ArrayLike) -> Law:
 
 
 def level_sets(rewards: ArrayLike) -> NDArray[np.int64]:
-    """Rank of each response among the distinct rewards, worst first, [K]; within `TOLERANCE` they tie; -inf may occur."""
+    """Rank of each response among the distinct rewards, worst first, [K]; within `TOLERANCE` they tie. -inf is one."""
     rewards = np.asarray(rewards, dtype=np.float64)
     if np.isnan(rewards).any():
         raise ValueError("rewards hold a NaN, which has no rank")

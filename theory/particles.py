@@ -90,6 +90,7 @@ def ancestors(weights: Law, resampling: Resampling) -> Iterator[tuple[tuple[int,
         return
     cdf = share.cumsum() / share.sum()  # the points (u + i)/N, i = 0..N-1, of one u uniform on [0, 1)
     ends = np.unique(np.concatenate(([0.0, 1.0], (n * cdf[:-1]) % 1)))
+    ends = ends[np.diff(ends, prepend=-1.0) > 1e-14]  # those that only rounding tells apart are one
     for low, high in pairwise(ends):
         points = ((low + high) / 2 + np.arange(n)) / n
         yield tuple(np.searchsorted(cdf, points, side="right").tolist()), float(high - low)

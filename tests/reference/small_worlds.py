@@ -7,16 +7,12 @@ low temperature is far from p^α), ties, tokens that cannot come and tokens that
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 
-from reference import best_of_n, lookahead, multiple_try, parallel_tempering, power_sampling, power_smc, sampling
 from theory.exact_law import exact_law
 from theory.power import Conditionals, Record, power_law
 from toy.tabular import Memo, TabularLM, enumerate_law
@@ -78,20 +74,6 @@ WORLDS = {
 }  # fmt: skip
 
 
-PAGES: list[ModuleType] = [best_of_n, lookahead, multiple_try, parallel_tempering, power_sampling, power_smc, sampling]
-
-
-@pytest.fixture
-def remember(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pages run with what they compute of a text (its logits, its log-probabilities) remembered: functions without
-    chance, which an enumeration calls on every path."""
-    for name in ("next_logits", "log_probs"):
-        remembered = cache(getattr(sampling, name))
-        for module in PAGES:
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, remembered)
-
-
 def mutated(function: Callable[..., Any], right: str, wrong: str) -> Any:
     """The function with a mistake planted in its source: `right`, which occurs once, is `wrong`."""
     source = inspect.getsource(function)
@@ -103,11 +85,9 @@ def mutated(function: Callable[..., Any], right: str, wrong: str) -> Any:
 
 
 def as_array(law: Mapping[Record, float], records: Sequence[Record]) -> NDArray[np.float64]:
-    """[n] of a law of records. KeyError: it has mass elsewhere."""
-    found = np.zeros(len(records))
-    for record, mass in law.items():
-        found[[*records].index(record)] += mass
-    return found
+    """[n] of a law of records, which has no mass elsewhere."""
+    assert {*law} <= {*records}, f"{ {*law} - {*records} } are no records"
+    return np.array([law.get(record, 0.0) for record in records])
 
 
 def gap(found: Any, expected: Any) -> float:
