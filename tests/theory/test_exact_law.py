@@ -191,7 +191,7 @@ def measures(chance, ask, edges, numbers=1):
     near = EXACT / 10  # an edge that is misplaced by more is seen
     found = {}
     for cell in itertools.product(cells, repeat=numbers):
-        ends = [(low + near if low else 0.0, 0.7 * low + 0.3 * high, high - near) for low, high in cell]
+        ends = [(low + near, 0.7 * low + 0.3 * high, high - near) for low, high in cell]
         outcomes = {ask(chance(probe)) for probe in itertools.product(*ends)}
         assert len(outcomes) == 1, f"in {cell} the draw is one of {outcomes}"
         (outcome,) = outcomes
