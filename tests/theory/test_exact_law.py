@@ -10,6 +10,7 @@ import torch
 from reference.interface import ACCEPT, CHOICE, CUT, RESAMPLE, Drawn
 from reference.token_law import inverse_cdf
 from theory.exact_law import TOKEN, Enumerated, exact_law, expectation, kernel, main, power_chain, power_step, runs
+from theory.particles import ancestors as ancestors_of
 
 EXACT = 1e-12
 COIN = math.log(0.5)
@@ -265,6 +266,13 @@ WEIGHTS = [law for n in (1, 2, 3) for law in random_laws(n)]
 def test_systematic_ancestors_agree():
     for law in [*WEIGHTS, *random_laws(5)]:
         assert_agree(ancestors(law, "systematic"))
+
+
+def test_edges_that_only_rounding_tells_apart_are_one():
+    """So no outcome has a probability of 1e-16, or a point that is rounded to 1, where there is no particle."""
+    for weights in ([1.0, 1.0 + 4e-16], [1.0, 1.0 - 4e-16], np.full(5, 1 / 5), np.full(49, 1 / 49)):
+        options = list(ancestors_of(np.array(weights), "systematic"))
+        assert options == [(tuple(range(len(weights))), pytest.approx(1, abs=EXACT))]
 
 
 def test_multinomial_ancestors_agree():

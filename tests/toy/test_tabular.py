@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from toy.tabular import TabularLM, enumerate_law
+from toy.tabular import Memo, TabularLM, enumerate_law
 
 
 def conditional(model, text):
@@ -91,3 +91,26 @@ def test_a_law_with_a_record_missing_is_caught():
 
     with pytest.raises(AssertionError):
         assert_whole_law(TabularLM.random(3, 6, seed=3, dtype=torch.float64), [1, 2], 4, [0], forgets_one)
+
+
+def test_a_memo_asks_its_model_once_for_a_text_and_answers_the_same():
+    model, asked = TabularLM.random(3, 4, seed=1), []
+    memo = Memo(model)
+    model.register_forward_hook(lambda module, inputs, output: asked.append(inputs[0].tolist()))
+    for text in ([[1, 2]], [[1]], [[1, 2]], [[1]]):
+        tokens = torch.tensor(text)
+        assert torch.equal(memo(tokens), model.logits[table_states(model, text[0])][None])
+    assert asked == [[[1, 2]], [[1]]]
+    assert torch.equal(
+        memo(torch.tensor([[1, 2], [2, 0]])), model(torch.tensor([[1, 2], [2, 0]]))
+    )  # a batch: no memory
+    assert (memo.vocab_size, memo.max_length, memo.device) == (3, 5, model.device)
+    records = [enumerate_law(each, [1], 3, [0])[:2] for each in (model, memo)]
+    assert records[0][0] == records[1][0] and np.array_equal(records[0][1], records[1][1])
+
+
+def table_states(model, text):
+    states = [0]
+    for token in text:
+        states.append(int(model.transition[states[-1], token]))
+    return states[1:]
