@@ -23,7 +23,7 @@ def log_law(
     """The proposal law, log q [rows, vocab], of logits [rows, vocab]; -inf where a filter has cut.
 
     Order of filters: temperature; top-k, exactly k ids, ties to the smaller id; top-p on the renormalised law: sorted
-    by (-q, id), an id stays iff the mass before it is < top_p (by more than TOLERANCE). Temperature 0 is all mass on
+    by (-q, id), an id stays iff the mass before it is < top_p (by more than rounding). Temperature 0 is all mass on
     the first arg max.
     Temperatures [rows] > 0 give each row its own.
     """
@@ -38,7 +38,7 @@ def log_law(
     if top_k is not None and top_k < logits.shape[-1]:
         logq = keep_best(logq, lambda mass: torch.arange(mass.shape[-1], device=mass.device) < top_k)
     if top_p is not None and top_p < 1:
-        logq = keep_best(logq, lambda mass: mass.cumsum(-1) - mass < top_p - TOLERANCE)
+        logq = keep_best(logq, lambda mass: mass.cumsum(-1) - mass < top_p * (1 - TOLERANCE))
     return logq
 
 

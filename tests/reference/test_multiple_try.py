@@ -96,7 +96,7 @@ def test_a_wrong_pick_is_caught(monkeypatch):
 
 
 def test_alpha_one_accepts_everything():
-    assert draw(WORLD["table"](), dataclasses.replace(CONFIG, alpha=1.0, horizon=6), 50).accepted.all()
+    assert draw(WORLD["table"](), dataclasses.replace(CONFIG, alpha=1.0, horizon=6, cut="horizon"), 50).accepted.all()
 
 
 @pytest.mark.parametrize("name", WORLD)

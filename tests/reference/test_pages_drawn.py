@@ -8,6 +8,9 @@ all random numbers moved up and down by 1e-5. If that changes it too, the compar
 """
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -17,6 +20,7 @@ import torch
 from reference.interface import Drawn
 from reference.pages import PAGES
 from reference.self_reward import length_normalized, log_probability
+from tests.conftest import ROOT
 from tests.reference.test_sampling import HashModel, tiny_transformer
 from toy.tabular import TabularLM
 
@@ -105,25 +109,33 @@ def automaton(rng, impossible):
     return TabularLM(logits, torch.from_numpy(rng.integers(states, size=(states, vocab))))
 
 
-def draw_case(name, number):
-    """(model, prompts, config, what both functions are given besides) of a configuration."""
+def draw_case(name, number, fixed=None, requests=None, model=None, stop_ids=None):
+    """(model, prompts, config, what both functions are given besides) of a configuration. fixed: values of its fields
+    that are not drawn; requests: how many, to one prompt, in a sixth as many slots."""
     rng = np.random.default_rng([sorted(PAGES).index(name), number])
     pick = lambda values: values[rng.integers(len(values))]  # noqa: E731
     world = number % 3
-    if world == 2:
+    if model is not None:
+        pass
+    elif world == 2:
         model = tiny_transformer(vocab=int(rng.integers(3, 9)), seed=int(rng.integers(1000)))
     elif world == 0 and rng.random() < 0.3:
         model = HashModel()
     else:
         model = automaton(rng, impossible=world == 1)
-    config = PAGES[name].config(**settle(name, {field: pick(values) for field, values in VALUES[name].items()}))
+    config = PAGES[name].config(
+        **settle(name, {field: pick(values) for field, values in VALUES[name].items()} | (fixed or {}))
+    )
     prompts = [rng.integers(model.vocab_size, size=rng.integers(1, 5)).tolist() for _ in range(rng.integers(1, 4))]
     keys = [None, [f"q{i}" for i in range(len(prompts))], [-7 - i for i in range(len(prompts))]][rng.integers(3)]
     group = getattr(config, "rungs", getattr(config, "particles", 1))
     slots = pick([None, group, group, max(group, 2), max(group, 5), max(group, 17), max(group, 64)])
-    stop_ids = sorted({*rng.integers(model.vocab_size, size=rng.integers(3)).tolist()})
+    if stop_ids is None:
+        stop_ids = sorted({*rng.integers(model.vocab_size, size=rng.integers(3)).tolist()})
+    if requests:
+        prompts, keys, slots = prompts[:1], ["q"], max(requests // 6, group)
     return model, prompts, config, {
-        "stop_ids": stop_ids, "samples_per_prompt": int(rng.integers(1, 4)), "slots": slots, "keys": keys,
+        "stop_ids": stop_ids, "samples_per_prompt": requests or int(rng.integers(1, 4)), "slots": slots, "keys": keys,
         "seed": int(rng.integers(2**40)),
     }  # fmt: skip
 
@@ -198,11 +210,11 @@ def same(page, batched) -> bool:
     return True
 
 
-def compare(name, numbers):
+def compare(name, numbers, **changes):
     """Compare page and engine on some configurations: how many comparisons there were, and how many stopped."""
     counts = Counter()
     for number in numbers:
-        model, prompts, config, given = draw_case(name, number)
+        model, prompts, config, given = draw_case(name, number, **changes)
         try:
             batched = PAGES[name].batched(model, prompts, config, **given)
         except ValueError as error:
@@ -232,10 +244,48 @@ def compare(name, numbers):
     return counts
 
 
+@pytest.fixture
+def shrunk(monkeypatch):
+    """The engine's constants made so small that what they cut up is cut up in small worlds too."""
+    monkeypatch.setattr("reference.engine.chains.LOOKED_AT", 40)
+    monkeypatch.setattr("reference.engine.tries.WAITS", 2)
+    for module in ("interface", "engine.decoder"):
+        monkeypatch.setattr(f"reference.{module}.POSITIONS_PER_CALL", 5)
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("part", range(FAST // CHUNK))
-def test_the_engine_returns_the_pages_tokens(name, part):
+def test_the_engine_returns_the_pages_tokens(name, part, request):
+    if part % 2:
+        request.getfixturevalue("shrunk")
     counts = compare(name, range(part * CHUNK, (part + 1) * CHUNK))
+    assert counts["stopped"] * STOPS <= counts["asked"]
+
+
+LONG = {"max_new_tokens": 7, "horizon": 5}
+OPEN = {"temperature": 1.0, "top_k": None, "top_p": 0.9, "max_new_tokens": 256}
+LONGEST = {
+    "generate": OPEN, "best_of_n": {**OPEN, "n": 2}, "adaptive_best_of_n": {**OPEN, "max_draws": 2},
+    "power_sampling": {"alpha": 2.0, "horizon": 256, "block": 100, "steps": 2},
+    "multiple_try": {"alpha": 2.0, "horizon": 256, "block": 256, "steps": 1},
+    "power_smc": {"alpha": 2.0, "horizon": 256, "particles": 3, "ramp": 9},
+    "parallel_tempering": {"horizon": 256, "block": 128, "steps": 1, "rungs": 2, "ladder": None},
+    "lookahead": {"horizon": 256, "chunk": 128, "candidates": 2, "rollouts": 1, "weight": "exact"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_many_requests_take_turns_in_the_slots(name):
+    """Over 100 requests: slots are refilled, and the last ones are decoded in a smaller batch."""
+    fixed = {field: value for field, value in LONG.items() if field in VALUES[name]}
+    counts = compare(name, [1], fixed=fixed, requests=102)
+    assert counts["compared"] == 102 and counts["stopped"] * STOPS <= counts["asked"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_long_responses(name):
+    model = automaton(np.random.default_rng(3), impossible=False)
+    counts = compare(name, [0], fixed=LONGEST[name], requests=1, model=model, stop_ids=[])
     assert counts["stopped"] * STOPS <= counts["asked"]
 
 
@@ -246,3 +296,32 @@ def test_the_engine_returns_the_pages_tokens_always(name, part):
     most = (ALL - FAST) // 10
     counts = compare(name, range(FAST + part * most, FAST + (part + 1) * most))
     assert counts["stopped"] * STOPS <= counts["asked"]
+
+
+COVERAGE = """
+[run]
+branch = true
+source = reference.engine
+omit = */captured_step.py
+[report]
+exclude_also =
+    raise ValueError
+    if .*isnan
+    is_cuda
+    device.type == .cuda.
+    self.captured
+"""
+
+
+@pytest.mark.slow
+def test_these_tests_alone_run_every_branch_of_the_engine(tmp_path):
+    """But for refusals, and captured steps, which need a GPU (`tests/reference/test_captured_step.py`)."""
+    settings, env = tmp_path / "coveragerc", os.environ | {"COVERAGE_FILE": str(tmp_path / "data")}
+    settings.write_text(COVERAGE)
+    run = [sys.executable, "-m", "coverage"]
+    common = {"cwd": ROOT, "capture_output": True, "text": True, "check": False, "env": env}
+    pytests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    tests = subprocess.run([*run, "run", f"--rcfile={settings}", *pytests], **common)
+    assert tests.returncode == 0, tests.stdout[-3000:]
+    report = subprocess.run([*run, "report", f"--rcfile={settings}", "--show-missing", "--fail-under=100"], **common)
+    assert report.returncode == 0, report.stdout

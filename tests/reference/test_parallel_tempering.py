@@ -45,7 +45,7 @@ def assert_law(change, n=100_000, detect=0.02, name="table"):
     """After the rounds each rung has its marginal of the exact joint law."""
     config = dataclasses.replace(CONFIG, **change)
     records, logp, conditionals = enumerate_law(WORLD[name](), PROMPTS[0], config.horizon, STOPS)
-    chains = tempering.rungs(conditionals, config.alphas, horizon=config.horizon)
+    chains = tempering.rungs(conditionals, config.alphas, horizon=config.horizon, cut=config.cut)
     joint = next(itertools.islice(tempering.rounds(chains, np.asarray(logp), config.alphas), config.steps, None))
     result, shown = draw(config, n, name), []
     for rung in range(config.rungs):

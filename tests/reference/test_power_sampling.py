@@ -160,7 +160,7 @@ def test_entropy_cuts_without_their_factor_are_caught(monkeypatch):
 
 
 def assert_alpha_one(model):
-    result, shown = assert_law(model, PowerConfig(alpha=1.0, block=2, steps=3, horizon=3), n=110_000)
+    result, shown = assert_law(model, PowerConfig(alpha=1.0, block=2, steps=3, horizon=3, cut="horizon"), n=110_000)
     assert result.accepted.all() and result.acceptance == 1.0
     return shown
 

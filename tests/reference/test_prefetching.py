@@ -63,7 +63,7 @@ def test_it_shortens_the_wait_where_proposals_are_rejected(name):
 
 def test_it_saves_nothing_where_all_are_accepted():
     """α = τ = 1, and the skip leaves no step that repeats its record: all that is proposed ahead is thrown away."""
-    plain, ahead = assert_same_with_prefetching(WORLD["table"](), {"alpha": 1.0})
+    plain, ahead = assert_same_with_prefetching(WORLD["table"](), {"alpha": 1.0, "cut": "horizon"})
     assert plain == ahead
 
 

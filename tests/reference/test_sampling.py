@@ -158,7 +158,7 @@ def filtered(p, temperature=1.0, top_k=None, top_p=None):
         q[ranked[top_k:]] = 0
         q /= q.sum()
     if top_p is not None:
-        q[[v for i, v in enumerate(ranked) if q[ranked[:i]].sum() >= top_p - 1e-6]] = 0
+        q[[v for i, v in enumerate(ranked) if q[ranked[:i]].sum() >= top_p * (1 - 1e-6)]] = 0
         q /= q.sum()
     return q
 
