@@ -46,8 +46,8 @@ The column *evidence* says what stands behind a claim:
 - **proved**: an identity or inequality with a proof, in the source or in the code; the tests evaluate both sides in
   float64 on many instances, extreme ones among them. They check the code and the statement, the proof covers the rest.
 - **enumerated**: every outcome of a small world is summed over, so the number is exact for that world, and only for it.
-  *From the code that is read*: what is enumerated is the algorithm's own page in `reference`, run once for every way its
-  chances can fall (`theory/exact_law.py`), not a formula for it.
+  *From the code that is read*: what is enumerated is the algorithm's own page in `reference`, run once for every way
+  its chances can fall (`theory/exact_law.py`), not a formula for it.
 - **statistical**: random draws from the code that users run, against an exact law; fixed seed, both error rates 1e-6.
 - **observed**: seen in models that were trained, at the stated seeds; nothing more is known.
 
