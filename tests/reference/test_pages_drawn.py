@@ -262,7 +262,8 @@ def test_the_engine_returns_the_pages_tokens(name, part, request):
     assert counts["stopped"] * STOPS <= counts["asked"]
 
 
-LONG = {"max_new_tokens": 7, "horizon": 5}
+MANY = {"max_new_tokens": 7, "horizon": 5, "alpha": 2.0, "proposal_temperature": None, "early_reject": True, "tries": 3,
+        "cut": "record", "ladder": None}  # fmt: skip
 OPEN = {"temperature": 1.0, "top_k": None, "top_p": 0.9, "max_new_tokens": 256}
 LONGEST = {
     "generate": OPEN, "best_of_n": {**OPEN, "n": 2}, "adaptive_best_of_n": {**OPEN, "max_draws": 2},
@@ -277,7 +278,7 @@ LONGEST = {
 @pytest.mark.parametrize("name", MODELS)
 def test_many_requests_take_turns_in_the_slots(name):
     """Over 100 requests: slots are refilled, and the last ones are decoded in a smaller batch."""
-    fixed = {field: value for field, value in LONG.items() if field in VALUES[name]}
+    fixed = {field: value for field, value in MANY.items() if field in VALUES[name]}
     counts = compare(name, [1], fixed=fixed, requests=102)
     assert counts["compared"] == 102 and counts["stopped"] * STOPS <= counts["asked"]
 
