@@ -12,10 +12,10 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint mutants claims figures results bench toy toy-worlds toy-large card clean
+.PHONY: help setup demo test test-all test-machines lint mutants claims figures results bench toy toy-worlds toy-large card clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .venv/ready: pyproject.toml constraints.txt
 	python3 -m venv .venv
@@ -32,6 +32,13 @@ test: $(READY)  ## the tests that run in minutes on a laptop
 
 test-all: $(READY)  ## all tests; what cannot run here is skipped and says why
 	$(RUN) -m pytest $(CORES) -m "slow or not slow" -rs
+
+# What a processor without AVX512, or without any vectors, would compute: other kernels, so other roundings.
+MACHINES := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1
+SAMPLERS := sampling power_sampling prefetching multiple_try parallel_tempering power_smc lookahead best_of_n
+test-machines: $(READY)  ## the equality tests under other processor capabilities and one thread
+	for machine in $(MACHINES); do echo "$$machine" && \
+	  env $$machine $(RUN) -m pytest $(CORES) $(SAMPLERS:%=tests/reference/test_%.py) || exit 1; done
 
 lint: $(READY)  ## style and types
 	$(RUN) -m ruff check .

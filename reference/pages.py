@@ -8,7 +8,7 @@
     page(..., chance=Drawn(seed, key, i))   ==   batched(..., seed=seed, keys=[key]).samples[0][i]
 
 token by token, whatever the batch and the slots. With another chance the same page is enumerated, by
-`theory/exact_law.py`. The pages of the cascade and of UQ-TTC take votes in place of a model, `vote(stage, j) -> bool`: see there.
+`theory/exact_law.py`. The pages of the cascade and of UQ-TTC take votes, `vote(stage, j) -> bool`, in place of a model.
 """
 
 from __future__ import annotations

@@ -94,27 +94,15 @@ class Ladder(NamedTuple):
     swapped: tuple[tuple[bool, ...], ...]  # one per pair of neighbours
 
 
-def parallel_tempering_page(
-    model: LanguageModel, prompt: Sequence[int], config: TemperingConfig, *, stop_ids: Collection[int], chance: Chance
-) -> Ladder:
-    """N rounds on each block's horizon; the block after it begins by extending open records."""
-    xs, rounds = init(model, prompt, config, stop_ids=stop_ids, chance=chance), []
-    for block in range(config.stages):
-        first, horizon = block * (config.steps + 1), min((block + 1) * config.block, config.horizon)
-        if block > 0:
-            xs = extended(model, prompt, xs, config, horizon, first, stop_ids=stop_ids, chance=chance)
-        for n in range(first + 1, first + 1 + config.steps):
-            xs, *went = step(model, prompt, xs, config, horizon, n, stop_ids=stop_ids, chance=chance)
-            rounds.append(went)
-    return Ladder(xs[-1], xs, *(zip(*rounds) if rounds else ((), (), (), ())))
-
-
 def init(
     model: LanguageModel, prompt: Sequence[int], config: TemperingConfig, *, stop_ids: Collection[int], chance: Chance
 ) -> Records:
     """Each rung's draw of its own q_k on the first block's horizon."""
-    nothing, horizon = ((),) * config.rungs, min(config.block, config.horizon)
-    return extended(model, prompt, nothing, config, horizon, 0, stop_ids=stop_ids, chance=chance)
+    streams = [of_rung(chance, k) for k in range(config.rungs)]
+    return tuple(
+        power_sampling.init(model, prompt, config.rung(k), stop_ids=stop_ids, chance=own)
+        for k, own in enumerate(streams)
+    )
 
 
 def step(
@@ -127,29 +115,36 @@ def step(
         power_sampling.step(model, prompt, x, config.rung(k), horizon, n, stop_ids=stop_ids, chance=of_rung(chance, k))
         for k, x in enumerate(xs)
     ]
-    records, *went = (list(own) for own in zip(*moves))
+    xs, cuts, divergences, accepted = zip(*moves)
     for k in range(config.rungs - 1):
-        logp = [float(log_probs(model, prompt, x)[0].sum()) for x in records[k : k + 2]]
+        logp = [float(log_probs(model, prompt, x)[0].sum()) for x in xs[k : k + 2]]
         log_ratio = float(swap_log_ratio(alphas[k], alphas[k + 1], *logp))
         swapped.append(chance.happens(log_ratio, SWAP, step=n, position=k))  # log u < log_ratio
         if swapped[-1]:
-            records[k], records[k + 1] = records[k + 1], records[k]
-    cuts, divergences, accepted = map(tuple, went)
-    return tuple(records), cuts, divergences, accepted, tuple(swapped)
+            xs = (*xs[:k], xs[k + 1], xs[k], *xs[k + 2 :])
+    return xs, cuts, divergences, accepted, tuple(swapped)
 
 
-def extended(
-    model: LanguageModel, prompt: Sequence[int], xs: Records, config: TemperingConfig, horizon: int, n: int, *,
-    stop_ids: Collection[int], chance: Chance,
-) -> Records:  # fmt: skip
-    """Each rung's record, if it is open continued by its own q_k up to the horizon."""
-    return tuple(
-        extend(model, prompt, x, horizon, 1 / alpha, step=n, stop_ids=stop_ids, chance=of_rung(chance, k))
-        for k, (x, alpha) in enumerate(zip(xs, config.alphas))
-    )
+def parallel_tempering_page(
+    model: LanguageModel, prompt: Sequence[int], config: TemperingConfig, *, stop_ids: Collection[int], chance: Chance
+) -> Ladder:
+    """N rounds on each block's horizon, which begins by extending open records."""
+    xs, rounds = init(model, prompt, config, stop_ids=stop_ids, chance=chance), []
+    for block in range(config.stages):
+        first, horizon = block * (config.steps + 1), min((block + 1) * config.block, config.horizon)
+        if block > 0:
+            xs = tuple(
+                extend(model, prompt, x, horizon, 1 / a, step=first, stop_ids=stop_ids, chance=of_rung(chance, k))
+                for k, (x, a) in enumerate(zip(xs, config.alphas))
+            )
+        for n in range(first + 1, first + 1 + config.steps):
+            xs, *went = step(model, prompt, xs, config, horizon, n, stop_ids=stop_ids, chance=chance)
+            rounds.append(went)
+    return Ladder(xs[-1], xs, *(zip(*rounds) if rounds else ((), (), (), ())))
 
 
 def of_rung(chance: Chance, k: int) -> Chance:
+    """Random numbers of rung k; the first has those of a chain alone."""
     return chance.child("rung", k) if k > 0 else chance
 
 

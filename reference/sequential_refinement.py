@@ -14,6 +14,7 @@ from dataclasses import replace
 from math import ceil
 from statistics import fmean
 
+from reference.best_of_n import first_best
 from reference.ledger import Ledger
 from reference.parallel_distill_refine import PDRConfig, Refinement, draft, finish
 from reference.self_reward import log_probability, majority_vote
@@ -78,7 +79,7 @@ def independent_drafts(
         rewards = majority_vote([[speaker.parse("author", text) for text in own] for own in pool])
     else:
         rewards = log_probability(ledger.samples)
-    best = rewards.argmax(-1, keepdim=True)
+    best = first_best(rewards)[:, None]
     final = [[own[i]] for own, (i,) in zip(pool, best.tolist())]
     return replace(finish(ledger, [pool, final]), samples=ledger.samples.take(best.to(ledger.samples.tokens.device)))
 

@@ -23,8 +23,9 @@ def log_law(
     """The proposal law, log q [rows, vocab], of logits [rows, vocab]; -inf where a filter has cut.
 
     Order of filters: temperature; top-k, exactly k ids, ties to the smaller id; top-p on the renormalised law: sorted
-    by (-q, id), an id stays iff the mass before it is < top_p (by more than TOLERANCE), and the first stays always.
-    Temperature 0 is all mass on the first arg max. Temperatures [rows] > 0 give each row its own.
+    by (-q, id), an id stays iff the mass before it is < top_p (by more than rounding). Temperature 0 is all mass on
+    the first arg max.
+    Temperatures [rows] > 0 give each row its own.
     """
     if isinstance(temperature, Tensor):
         logits = (logits - logits.amax(-1, keepdim=True)) / temperature[:, None].to(logits.dtype)
@@ -37,8 +38,7 @@ def log_law(
     if top_k is not None and top_k < logits.shape[-1]:
         logq = keep_best(logq, lambda mass: torch.arange(mass.shape[-1], device=mass.device) < top_k)
     if top_p is not None and top_p < 1:
-        before = max(0.0, top_p - TOLERANCE)  # the likeliest id, before which there is no mass, always stays
-        logq = keep_best(logq, lambda mass: mass.cumsum(-1) - mass <= before)
+        logq = keep_best(logq, lambda mass: mass.cumsum(-1) - mass < top_p * (1 - TOLERANCE))
     return logq
 
 

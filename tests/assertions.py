@@ -14,6 +14,12 @@ AssertionError, so `pytest.raises(AssertionError)` around a mutant cannot take a
 Input that no sampler could have produced (a law that does not sum to 1, a NaN) raises ValueError.
 
 Each returns (statistic, bound), in that order, with statistic <= bound exactly when the test passes.
+
+Two more, for what was computed twice, in batches of different shapes (other prompts beside it, other slots, another
+order, another share of the work):
+
+    assert_close         numbers                                                            within 1e-5
+    assert_same_samples  tokens, lengths and ends equal; log-probabilities                  within 1e-5
 """
 
 from collections.abc import Callable
@@ -22,12 +28,16 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 from scipy.special import xlogy
 
+from reference.samples import Samples
+
 MIN_EXPECTED = 10.0  # expected draws per cell of the G test; see `assert_categorical`
 MAX_DRAWS = 2**40  # where the search for the n that a refused test needs gives up
+ROUNDING = 1e-5  # by how much a float32 number may differ in a batch of another shape
 
 
 def assert_frequency(
@@ -172,6 +182,31 @@ def assert_mean(
     statistic, bound = abs(float(samples.mean()) - mean), width(n, alpha / 4)
     _verdict("assert_mean: |sample mean - mean|", statistic <= bound, statistic, bound, n, seed, smallest)
     return statistic, bound
+
+
+def assert_close(a: torch.Tensor | ArrayLike, b: torch.Tensor | ArrayLike, *, atol: float = ROUNDING) -> None:
+    """Numbers of one shape, tensors of one dtype, differ by at most `atol`, however large they are.
+
+    Not to the bit, where the two sides come from batches of different shapes: a processor's matrix product and its
+    vectorised sum, exp and log choose their kernel, their order of summation and where the scalar rest begins by the
+    shape, so the last digits of a row depend on the rows beside it. Whether two shapes agree on one processor says
+    nothing about another. (The same call repeated, or gone on with from a checkpoint, has the same shapes: there
+    `torch.equal` is right.)"""
+    a, b = (x.detach() if isinstance(x, torch.Tensor) else torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+def assert_same_samples(a: Samples, b: Samples, *, atol: float = ROUNDING) -> None:
+    """The same responses, whatever the batches they were drawn in: tokens, lengths and `finished` are equal, exactly,
+    and log p and log q differ by at most `atol`.
+
+    Tokens are decided by comparing a random number with a cumulative sum, which rounding of 1e-7 moves past it once in
+    1e7 tokens; that they are equal is what callers are promised. Log-probabilities are numbers: see `assert_close`."""
+    for name in ("tokens", "lengths", "finished"):
+        one, other, named = getattr(a, name), getattr(b, name), f"{name}: {{}}".format
+        torch.testing.assert_close(one, other, atol=0, rtol=0, msg=named)
+    for name in ("logp", "logq"):
+        assert_close(getattr(a, name), getattr(b, name), atol=atol)
 
 
 def _check_detect(name: str, detect: float, largest: float) -> None:

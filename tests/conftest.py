@@ -30,6 +30,10 @@ PAPERS = {  # first letter of an id -> the paper whose list of points it numbers
     "V": "Self-verified distillation (arXiv 2605.26132)",
 }
 WORDS = {"exact": "proved", "enumerated": "enumerated", "statistical": "statistical", "trained": "observed"}  # by kind
+PAGES = (
+    "tests/reference/test_pages_enumerated",
+    "tests/reference/test_wrong_samplers",
+)  # run the code outcome by outcome
 COSTLY = ("slow", "gpu", "network", "distributed")  # markers that may keep a test out of a run
 NOISE = 1e-11  # what is smaller is rounding error, whose digits differ between machines
 
@@ -42,6 +46,8 @@ The column *evidence* says what stands behind a claim:
 - **proved**: an identity or inequality with a proof, in the source or in the code; the tests evaluate both sides in
   float64 on many instances, extreme ones among them. They check the code and the statement, the proof covers the rest.
 - **enumerated**: every outcome of a small world is summed over, so the number is exact for that world, and only for it.
+  *From the code that is read*: what is enumerated is the algorithm's own page in `reference`, run once for every way
+  its chances can fall (`theory/exact_law.py`), not a formula for it.
 - **statistical**: random draws from the code that users run, against an exact law; fixed seed, both error rates 1e-6.
 - **observed**: seen in models that were trained, at the stated seeds; nothing more is known.
 
@@ -203,6 +209,19 @@ def short(function: str) -> str:
     return function.rpartition("::")[2]
 
 
+def evidence(claim: Claim) -> str:
+    """The kind of a claim in words, and whether the code that is read was enumerated for it."""
+    read = any(test.startswith(PAGES) for test in claim.tests)
+    word = WORDS[claim.kind]
+    if not read:
+        return word
+    return (
+        f"{word} from the code that is read"
+        if word == "enumerated"
+        else f"{word}; enumerated from the code that is read"
+    )
+
+
 def cells(claim: Claim, measured: dict[str, dict[str, tuple[float, float]]], status: str) -> list[str]:
     """One row of CLAIMS.md. All but `measured` and `status` follow from the list."""
 
@@ -214,7 +233,7 @@ def cells(claim: Claim, measured: dict[str, dict[str, tuple[float, float]]], sta
         for function in claim.tests
         for name, (value, bound) in measured.get(function, {}).items()
     ]
-    row = [claim.id, claim.statement, claim.source, WORDS[claim.kind], "<br>".join(numbers)]
+    row = [claim.id, claim.statement, claim.source, evidence(claim), "<br>".join(numbers)]
     row += [links(claim.tests), links(claim.mutants), status]
     return [" ".join(text.replace("|", "\\|").split()) for text in row]
 

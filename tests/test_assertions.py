@@ -5,11 +5,20 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from scipy.special import gammaln, xlogy
 
+from reference.samples import Samples
 from tests import assertions
-from tests.assertions import assert_categorical, assert_cdf, assert_frequency, assert_mean
+from tests.assertions import (
+    assert_categorical,
+    assert_cdf,
+    assert_close,
+    assert_frequency,
+    assert_mean,
+    assert_same_samples,
+)
 
 REFUSED = pytest.fail.Exception
 
@@ -338,3 +347,70 @@ def test_message_says_what_was_seen(name: str, capsys: pytest.CaptureFixture[str
 def test_impossible_input_is_a_value_error(call: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="assert_"):
         call()
+
+
+# What was computed in two batches
+
+
+def some_samples() -> Samples:
+    tokens = torch.tensor([[[1, 2, 0], [3, 3, 3]]])
+    logp = torch.tensor([[[-0.5, -1.5, 0.0], [-20.0, -0.25, -3.0]]])
+    return Samples(tokens, logp, 4 * logp, torch.tensor([[2, 3]]), torch.tensor([[True, False]]))
+
+
+@pytest.mark.parametrize("name", ["logp", "logq"])
+@pytest.mark.parametrize(("off", "passes"), [(0.0, True), (5e-6, True), (-5e-6, True), (1e-4, False), (-1e-4, False)])
+def test_log_probabilities_of_other_batches_may_differ_by_rounding_alone(name: str, off: float, passes: bool) -> None:
+    """Also where they are large: the tolerance is not relative."""
+    a, b = some_samples(), some_samples()
+    getattr(b, name)[0, 1, 0] += off
+    if passes:
+        assert_same_samples(a, b)
+    else:
+        with pytest.raises(AssertionError):
+            assert_same_samples(a, b)
+        with pytest.raises(AssertionError):
+            assert_same_samples(a, b, atol=5e-5)
+        assert_same_samples(a, b, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["tokens", "lengths", "finished"])
+def test_responses_of_other_batches_must_be_the_same(name: str) -> None:
+    """However large the tolerance of numbers is."""
+    for at in (0, -1):
+        a, b = some_samples(), some_samples()
+        tensor = getattr(b, name).view(-1)
+        tensor[at] = ~tensor[at] if name == "finished" else tensor[at] + 1
+        for atol in (1e-5, 10.0):
+            with pytest.raises(AssertionError, match=name):
+                assert_same_samples(a, b, atol=atol)
+
+
+def test_samples_of_another_shape_are_not_the_same() -> None:
+    a = some_samples()
+    for other in (
+        a.rows(torch.tensor([0, 0])),
+        a.take(torch.tensor([[0]])),
+        a.rows(torch.tensor([], dtype=torch.int64)),
+    ):
+        with pytest.raises(AssertionError):
+            assert_same_samples(a, other)
+    with pytest.raises(AssertionError, match="tokens"):
+        assert_same_samples(a, a.take(torch.tensor([[1, 0]])))  # nor in another order
+
+
+def test_close_numbers() -> None:
+    for a, b in (
+        ([1.0, 200.0], [1.0 + 5e-6, 200.0 - 5e-6]), (3.0, 3.0 + 9e-6), (torch.tensor([1.0]), torch.tensor([1.000005])),
+        (np.array([1e9]), np.array([1e9])), ([-np.inf], [-np.inf]), ([], []),
+    ):  # fmt: skip
+        assert_close(a, b)
+        assert_close(b, a)
+    for a, b in (
+        ([1.0, 200.0], [1.0, 200.0001]), ([0.0], [1e-4]), (1.0, 1.0001), ([1.0], [1.0, 1.0]), ([np.nan], [np.nan]),
+        ([np.inf], [1e9]), (torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64)),
+        (torch.tensor([1.0]), torch.tensor([[1.0]])),
+    ):  # fmt: skip
+        with pytest.raises(AssertionError):
+            assert_close(a, b)
+    assert_close([0.0], [1e-4], atol=2e-4)

@@ -1,12 +1,17 @@
 """Who may import whom (DESIGN §1): read from the source of every file, so that no import has to run to be seen."""
 
 import ast
+import inspect
+import shutil
+import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from reference.pages import PAGES
 from tests.conftest import ROOT
 
 TORCH_SIDE = {"torch", "numpy", "tokenizers", "safetensors", "jinja2", "tqdm", "huggingface_hub"}
@@ -103,3 +108,53 @@ def test_a_broken_rule_is_seen(package: str, source: str) -> None:
 )
 def test_what_is_allowed_passes(package: str, source: str) -> None:
     assert violations(package, source) == []
+
+
+# -- the pages ---------------------------------------------------------------------------------------------------------
+
+
+def functions_of(page: Callable) -> list[ast.FunctionDef]:
+    """A page and what it calls in its own file."""
+    tree = ast.parse(inspect.getsource(inspect.getmodule(page)))
+    known = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    found: dict[str, ast.FunctionDef] = {}
+    waiting = [page.__name__]
+    while waiting:
+        if (name := waiting.pop()) not in found:
+            found[name] = known[name]
+            waiting += [node.id for node in ast.walk(known[name]) if isinstance(node, ast.Name) and node.id in known]
+    return list(found.values())
+
+
+def code_lines(function: ast.FunctionDef) -> int:
+    """Lines without signature and docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return 1 + body[-1].end_lineno - body[0].lineno + 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_short(name: str) -> None:
+    """At most 45 lines with all that it calls in its file; a reader sees the algorithm without leaving it."""
+    functions = functions_of(PAGES[name].page)
+    assert sum(map(code_lines, functions)) <= 45, {function.name: code_lines(function) for function in functions}
+
+
+def test_the_engine_imports_no_algorithm_when_it_runs() -> None:
+    """What it shares with the pages it is handed, or finds in the interface."""
+    shared = {"interface", "randomness", "samples", "token_law", "engine"}
+    for path in sorted((ROOT / "reference" / "engine").glob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        typed = {name for node in ast.walk(tree) if isinstance(node, ast.If) for name in imports(node)}
+        own = {name.split(".")[1] for name in imports(tree) if name.startswith("reference.") and name not in typed}
+        assert own <= shared, path.name
+
+
+def test_pages_and_their_enumeration_run_without_the_engine(tmp_path: Path) -> None:
+    for package in ("reference", "theory", "toy", "tests"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.rmtree(tmp_path / "reference" / "engine")
+    tests = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/reference/test_pages_enumerated*.py"))
+    run = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "not mutant", *tests]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert tests and done.returncode == 0, done.stdout[-3000:]

@@ -35,7 +35,7 @@ def filtered(law, temperature, top_k, top_p):
     rank = np.argsort(np.argsort(-q, kind="stable"))
     q = np.where(rank < (top_k or len(q)), q, 0.0) / q[rank < (top_k or len(q))].sum()
     before = np.array([q[rank < own].sum() for own in rank])
-    q = np.where((rank == 0) | (before < (top_p or 2.0) - 1e-6), q, 0.0)
+    q = np.where(before < (top_p or 2.0) * (1 - 1e-6), q, 0.0)
     q /= q.sum()
     with np.errstate(divide="ignore"):
         return np.log(q)
