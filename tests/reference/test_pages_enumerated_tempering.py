@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from reference import power_sampling as P
 from reference.parallel_tempering import TemperingConfig, parallel_tempering_page
 from reference.power_sampling import PowerConfig
 from reference.sampling import log_probs
-from tests.reference.small_worlds import EXACT, WORLDS, as_array, assert_same
+from tests.reference.small_worlds import EXACT, WORLDS, as_array, assert_same, mutated
 from tests.reference.test_pages_enumerated_chains import CUTS, settings, theorys
-from theory import power, tempering
+from theory import tempering
 from theory.blocked_chain import blocked_law
 from theory.exact_law import exact_law
 
@@ -26,15 +25,18 @@ def ladder(world, **change):
     return settings(world, TemperingConfig, **{"rungs": 2, "ladder": alphas, **change})
 
 
+def as_joint(law, records, rungs):
+    """[n, ..., n] of a law of a ladder's records."""
+    flat = as_array(law, [*itertools.product(records, repeat=rungs)])
+    return flat.reshape((len(records),) * rungs)
+
+
 def round_law(world, config, xs):
     """The exact law of one round of the page from a ladder's records, as an array [n, ..., n]."""
     records = world.law[0]
     at = (world.model, world.prompt, xs, config, config.horizon, 1)
     law = exact_law(lambda chance: T.step(*at, stop_ids=world.stops, chance=chance)[0])
-    found = np.zeros((len(records),) * config.rungs)
-    for after, mass in law.items():
-        found[tuple(records.index(record) for record in after)] += mass
-    return found
+    return as_joint(law, records, config.rungs)
 
 
 def theory_round(world, config, joint):
@@ -103,21 +105,18 @@ def test_the_page_of_a_ladder(measured):
     measured("max |law - theory|", assert_ladder(WORLDS["fork"], ladder(WORLDS["fork"], cut="record")), EXACT)
 
 
-@pytest.mark.parametrize("name", ["short", "two stops"])
+def assert_extended(world, page=parallel_tempering_page):
+    """Blocks of one token and no steps: each rung is a draw of its own proposal, which extends its open records."""
+    config = ladder(world, block=1, steps=0)
+    records = world.law[0]
+    chains = tempering.rungs(world.law[2], config.alphas, horizon=config.horizon)
+    found = as_joint(world.page_law(page, config, lambda run: run.rungs), records, config.rungs)
+    return assert_same(found, tempering.product([rung.initial for rung in chains]))
+
+
+@pytest.mark.parametrize("name", WORLDS)
 def test_a_block_extends_every_open_rung_by_its_own_proposal(name):
-    world = WORLDS[name]
-    config = ladder(world, block=1)
-    short = world._replace(horizon=1).law[0]
-    for xs in itertools.product(short, repeat=2):
-        law = exact_law(lambda chance, xs=xs: T.extended(
-            world.model, world.prompt, xs, config, 2, 2, stop_ids=world.stops, chance=chance))  # fmt: skip
-        for ys in itertools.product(world.law[0], repeat=2):
-            expected = 1.0
-            for x, y, alpha in zip(xs, ys, config.alphas):
-                proposal = power.tempered(world.law[2], 1 / alpha)
-                ended = x not in proposal
-                expected *= float(x == y) if ended else float(y[:1] == x) * math.exp(proposal[x][y[-1]])
-            assert abs(law.get(ys, 0.0) - expected) <= EXACT
+    assert_extended(WORLDS[name])
 
 
 def test_one_rung_is_power_sampling():
@@ -160,6 +159,14 @@ def test_wrong_rounds_are_caught(mutant, monkeypatch):
     monkeypatch.setattr(T, *LADDER_MUTANTS[mutant])
     with pytest.raises(AssertionError):
         assert_round(WORLDS["fork"], ladder(WORLDS["fork"], rungs=3), [(1, 4, 0)])
+
+
+@pytest.mark.parametrize(("right", "wrong"), [
+    ("1 / a, step=first", "1 / config.alpha, step=first"), ("(block + 1) * config.block", "block * config.block"),
+])  # fmt: skip
+def test_other_extensions_are_caught(right, wrong):
+    with pytest.raises(AssertionError):
+        assert_extended(WORLDS["pivot"], mutated(parallel_tempering_page, right, wrong))
 
 
 @pytest.mark.claim("P17")
