@@ -35,7 +35,7 @@ test-all: $(READY)  ## all tests; what cannot run here is skipped and says why
 
 # What a processor without AVX512, or without any vectors, would compute: other kernels, so other roundings.
 MACHINES := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1
-SAMPLERS := sampling power_sampling prefetching multiple_try parallel_tempering power_smc lookahead best_of_n
+SAMPLERS := pages_drawn sampling power_sampling prefetching multiple_try parallel_tempering power_smc lookahead best_of_n
 test-machines: $(READY)  ## the equality tests under other processor capabilities and one thread
 	for machine in $(MACHINES); do echo "$$machine" && \
 	  env $$machine $(RUN) -m pytest $(CORES) $(SAMPLERS:%=tests/reference/test_%.py) || exit 1; done
