@@ -11,11 +11,9 @@ import reference.parallel_tempering as T
 from reference.engine.ladders import Ladders
 from reference.parallel_tempering import TemperingConfig, parallel_tempering, tune_ladder
 from reference.power_sampling import PowerConfig, power_sample
-from reference.sampling import log_law
 from tests.assertions import assert_categorical, assert_same_samples
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, counts
 from theory import tempering
-from theory.power import power_law
 from toy.tabular import enumerate_law
 
 CONFIG = TemperingConfig(alpha=4.0, ladder=(1.0, 4.0), rungs=2, block=3, steps=2, horizon=3)
@@ -57,43 +55,15 @@ def assert_law(change, n=100_000, detect=0.02, name="table"):
 
 @pytest.mark.claim("P17")
 @pytest.mark.parametrize("change", [
-    {"steps": 0}, {"steps": 1}, {}, {"steps": 5, "first_divergence_skip": False, "early_reject": False},
-    {"steps": 3, "ladder": (1.0, 2.0, 4.0), "rungs": 3, "horizon": 2, "block": 2}, {"steps": 3, "ladder": (0.5, 4.0)},
+    {"horizon": 4, "block": 4}, {"steps": 3, "ladder": (1.0, 2.0, 4.0), "rungs": 3, "horizon": 2, "block": 2},
 ])  # fmt: skip
 def test_the_law_before_convergence_is_exact(change, measured):
     for rung, (statistic, bound) in enumerate(assert_law(change)):
         measured(f"G of rung {rung + 1}, {change}", statistic, bound)
 
 
-def assert_converged(config, n=100_000):
-    records, logp, _ = enumerate_law(WORLD["table"](), PROMPTS[0], config.horizon, STOPS)
-    result, shown = draw(config, n), []
-    for rung, alpha in enumerate(config.alphas):
-        samples = result.rungs.take(torch.arange(rung, n * config.rungs, config.rungs)[None])
-        target = power_law(logp, alpha)
-        shown.append(assert_categorical(counts(samples, 0, records), target, detect=0.02, seed=2))
-    return shown
-
-
-@pytest.mark.claim("P17")
-def test_converged_rungs_draw_from_their_power_laws(measured):
-    config = dataclasses.replace(CONFIG, alpha=2.0, ladder=(1.0, 2.0), steps=10, block=2)
-    for rung, (statistic, bound) in enumerate(assert_converged(config)):
-        measured(f"G of rung {rung + 1} against its power law", statistic, bound)
-
-
 def wrong_sign(low, high, logp_low, logp_high):
     return (high - low) * (logp_high - logp_low)
-
-
-def always(low, high, logp_low, logp_high):
-    return torch.zeros_like(logp_low)
-
-
-def proposals_not_swapped(self, logits, logp):
-    """The slot goes on with the law that it began with."""
-    slot = torch.arange(len(self.request)) % self.group
-    return log_law(logits, 1 / self.alphas[slot])
 
 
 def weights_not_swapped(self, slots):
@@ -102,8 +72,7 @@ def weights_not_swapped(self, slots):
 
 @pytest.mark.claim("P17")
 @pytest.mark.parametrize(("where", "name", "mutant"), [
-    (T, "swap_log_ratio", wrong_sign), (T, "swap_log_ratio", always),
-    (Ladders, "proposal_law", proposals_not_swapped), (Ladders, "reweigh", weights_not_swapped),
+    (T, "swap_log_ratio", wrong_sign), (Ladders, "reweigh", weights_not_swapped),
 ])  # fmt: skip
 def test_wrong_ladders_are_caught(where, name, mutant, monkeypatch):
     monkeypatch.setattr(where, name, mutant)

@@ -14,7 +14,6 @@ from reference.sampling import generate
 from tests.assertions import assert_categorical, assert_close, assert_mean, assert_same_samples
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, counts
 from theory.particles import cloud
-from theory.power import power_law
 from toy.tabular import enumerate_law
 
 CONFIG = SMCConfig(alpha=2.0, particles=2, horizon=3, ess_threshold=2.0, resampling="multinomial")
@@ -48,11 +47,7 @@ def assert_unbiased(change, n=20_000, detect=0.02):
 
 
 @pytest.mark.claim("P18")
-@pytest.mark.parametrize("change", [
-    {"particles": 1}, {}, {"particles": 4, "ess_threshold": 0.9}, {"resampling": "systematic"},
-    {"resampling": "systematic", "particles": 4, "ramp": 3}, {"ramp": 2},
-    {"proposal_temperature": 1.0, "ess_threshold": 0.9}, {"ess_threshold": 0.0, "particles": 4},
-])  # fmt: skip
+@pytest.mark.parametrize("change", [{}, {"resampling": "systematic", "particles": 4, "ramp": 3}])
 def test_the_normalizer_is_unbiased(change, measured):
     for statistic, bound in assert_unbiased(change):
         measured(f"|mean - Σ p^α|, {change}", statistic, bound)
@@ -72,31 +67,9 @@ def assert_exact(change, n=100_000, detect=0.02, name="table"):
 
 
 @pytest.mark.claim("P18")
-@pytest.mark.parametrize("change", [
-    {"particles": 1, "alpha": 4.0}, {"horizon": 2}, {"ess_threshold": 0.9, "resampling": "systematic"},
-    {"particles": 3, "horizon": 2, "resampling": "systematic", "proposal_temperature": 1.0},
-])  # fmt: skip
+@pytest.mark.parametrize("change", [{"ess_threshold": 0.9, "resampling": "systematic"}])
 def test_the_law_of_the_returned_particle_is_exact(change, measured):
     measured(f"G of draws, {change}", *assert_exact(change))
-
-
-def assert_converged(particles, n=100_000):
-    config = dataclasses.replace(CONFIG, particles=particles, resampling="systematic", ess_threshold=0.5)
-    records, logp, _ = enumerated(config)
-    target = power_law(logp, config.alpha)
-    result = draw(config, n)
-    return assert_categorical(counts(result.samples, 0, records), target, detect=0.02, seed=2)
-
-
-@pytest.mark.claim("P18")
-def test_many_particles_draw_from_the_power_law(measured):
-    measured("G of draws against p^α, N = 64", *assert_converged(64))
-
-
-@pytest.mark.claim("P18")
-def test_few_particles_do_not():
-    with pytest.raises(AssertionError):
-        assert_converged(1)
 
 
 def weights_kept(self, clouds, share):
@@ -105,29 +78,16 @@ def weights_kept(self, clouds, share):
     self.log_weight = weight
 
 
-def prefix_not_reweighed(self, at, grows, going):
-    """Each token at its own exponent: the target is Π p(x_t)^(α_t), not p^α."""
-    total, self.total = self.total, torch.zeros_like(self.total)
-    WEIGH(self, at, grows, going)
-    self.total += total
-
-
-def no_proposal_term(self, at, grows, going):
-    self.logq.scatter_(1, at, 0.0)
-    WEIGH(self, at, grows, going)
-
-
 def mean_of_logs(log_weight):
     return log_weight.mean(1)
 
 
-RESAMPLE, WEIGH = Clouds.resample, Clouds.weigh
+RESAMPLE = Clouds.resample
 
 
 @pytest.mark.claim("P18")
 @pytest.mark.parametrize(("where", "name", "mutant", "change"), [
-    (Clouds, "resample", weights_kept, {}), (Clouds, "weigh", prefix_not_reweighed, {"ramp": 3}),
-    (Clouds, "weigh", no_proposal_term, {"particles": 4}),
+    (Clouds, "resample", weights_kept, {}),
     (P, "log_mean", mean_of_logs, {"ess_threshold": 0.0, "particles": 4, "proposal_temperature": 1.0}),
 ])  # fmt: skip
 def test_wrong_normalizers_are_caught(where, name, mutant, change, monkeypatch):

