@@ -100,6 +100,17 @@ def test_a_ladder_depends_neither_on_the_batch_nor_on_the_slots_nor_on_the_savin
     assert plainly.cost.decoded_tokens > whole.cost.decoded_tokens
 
 
+def test_the_default_ladder_is_geometric():
+    assert TemperingConfig(alpha=8.0, rungs=4).alphas == pytest.approx((1.0, 2.0, 4.0, 8.0))
+
+
+def test_acceptance_is_counted_over_what_differs():
+    result = draw(CONFIG, 1)
+    divergences, accepted = torch.tensor([[[[0, 2], [3, 1]]]]), torch.tensor([[[[True, False], [True, True]]]])
+    result = dataclasses.replace(result, divergences=divergences, accepted=accepted)
+    assert result.acceptance == [0.0, 1.0]
+
+
 def test_a_tuned_ladder_swaps_equally_often():
     alphas = (1.0, 1.2, 1.5, 8.0)
     config = TemperingConfig(alpha=8.0, ladder=alphas, rungs=4, block=3, steps=20, horizon=3)

@@ -233,6 +233,22 @@ def test_no_steps_are_low_temperature_sampling():
     assert torch.equal(chain.tokens, plain.tokens) and torch.equal(chain.finished, plain.finished)
 
 
+def test_acceptance_is_counted_over_what_differs():
+    steps = {"cuts": torch.tensor([[[1, 2, 3]]]), "divergences": torch.tensor([[[0, 2, 3]]])}
+    result = draw(WORLD["table"](), dataclasses.replace(CONFIG, steps=3), 1, prompts=PROMPTS[:1])
+    result = dataclasses.replace(result, **steps, accepted=torch.tensor([[[True, False, True]]]))
+    assert result.acceptance == 0.5
+
+
+def test_a_run_whose_steps_mostly_lie_behind_the_end_says_so():
+    config = PowerConfig(alpha=4.0, block=20, steps=10, horizon=20, cut="horizon")
+    behind = draw(TabularLM.iid([0.8, 0.1, 0.1]), config, 20)
+    assert behind.idle > 0.8 and "behind the end of their response" in behind.remark
+    assert (behind.behind == (behind.cuts > behind.samples.lengths[..., None])).double().mean() > 0.8
+    within = draw(TabularLM.iid([0.8, 0.1, 0.1]), dataclasses.replace(config, cut="record"), 20)
+    assert within.idle == 0 and within.remark is None
+
+
 def test_diagnostics_say_what_happened():
     result = draw(WORLD["table"](), dataclasses.replace(CONFIG, horizon=6, block=3, steps=4), 40)
     assert result.cuts.shape == result.divergences.shape == result.accepted.shape == (3, 40, 8)
