@@ -54,9 +54,10 @@ def names() -> list[str]:
 
 def compute(name: str, folder: Path = RESULTS) -> dict:
     figure, begin = module(name), time.time()
+    depends = fingerprint(figure.DEPENDS)  # of the code that computes, whatever is edited meanwhile
     result = figure.compute()
     result["about"] = {
-        "depends": fingerprint(figure.DEPENDS),
+        "depends": depends,
         "seconds": round(time.time() - begin, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -42,11 +42,15 @@ from toy.relay import make_problems
 from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
-    "reference/{name}.py", "sampling", "token_law", "samples", "randomness", "transformer", "proposals", "chains",
-    "lanes", "rollouts", "power_sampling", "prefetching", "multiple_try", "parallel_tempering", "ladders",
-    "power_smc", "particles", "lookahead", "decisions", "best_of_n", "theory/{name}.py", "importance", "lookahead",
-    "markov_chain", "suffix_mh", "power", "tempering", "toy/tabular.py", "toy/relay.py",
-    "toy/checkpoint/model.safetensors", "figures/power_samplers.py",
+    *(f"reference/{name}.py" for name in (
+        "interface", "sampling", "token_law", "samples", "randomness", "transformer", "power_sampling", "multiple_try",
+        "parallel_tempering", "power_smc", "lookahead", "best_of_n",
+    )),
+    *(f"theory/{name}.py" for name in (
+        "importance", "lookahead", "markov_chain", "suffix_mh", "power", "tempering",
+    )),
+    "reference/engine", "toy/tabular.py", "toy/relay.py", "toy/checkpoint/model.safetensors",
+    "figures/power_samplers.py",
 )  # fmt: skip
 ALPHA, SEED, SLOTS = 4.0, 0, 4096
 TRIES, RUNGS, AHEAD = 4, 3, 7
