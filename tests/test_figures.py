@@ -34,10 +34,11 @@ def test_readme_shows_the_committed_tables():
     assert shown >= 2
 
 
-def test_readmes_python_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize(("file", "shows"), [("README.md", "Cost(prompt_tokens="), ("reference/README.md", "(0,) 0.5")])
+def test_readmes_python_runs(file, shows, capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
     exec(block.replace("toy/checkpoint", str(ROOT / "toy" / "checkpoint")), {})
-    assert "Cost(prompt_tokens=" in capsys.readouterr().out
+    assert shows in capsys.readouterr().out
 
 
 def test_the_fingerprint_sees_a_changed_file():
