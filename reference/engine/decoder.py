@@ -204,7 +204,7 @@ def decode_all(
                 of[free] = requests.index[loaded : loaded + len(free)]
                 decoder.load(free, requests[of[free]])
                 loaded += len(free)
-            elif loaded - done <= S // 4:  # the last requests: a smaller batch
+            else:  # the last requests: a smaller batch
                 running = decoder.active.view(-1, decoder.group).any(1)
                 going = running.repeat_interleave(decoder.group).nonzero()[:, 0]
                 decoder.keep(going)
