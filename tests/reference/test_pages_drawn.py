@@ -22,7 +22,7 @@ from reference.pages import PAGES
 from reference.self_reward import length_normalized, log_probability
 from tests.conftest import ROOT
 from tests.reference.test_sampling import HashModel, tiny_transformer
-from toy.tabular import TabularLM
+from toy.tabular import Memo, TabularLM
 
 NEAR = 1e-5  # as near may a random number be to where a decision turns
 STOPS = 10_000  # at most one comparison in so many may stop at such a decision
@@ -78,20 +78,6 @@ def settle(name, drawn):
     return drawn
 
 
-class Memo:
-    """A model that remembers the logits after whole texts: a page reads the same ones again and again."""
-
-    def __init__(self, model):
-        self.model, self.known = model, {}
-        self.vocab_size, self.max_length, self.device = model.vocab_size, model.max_length, model.device
-
-    def __call__(self, tokens):
-        text = tuple(tokens[0].tolist())
-        if text not in self.known:
-            self.known[text] = self.model(tokens)
-        return self.known[text]
-
-
 def automaton(rng, impossible):
     """A table of random states and transitions; with impossible tokens, and states in which one token is certain."""
     states, vocab = 7, int(rng.integers(3, 6))
@@ -115,13 +101,11 @@ def draw_case(name, number, fixed=None, requests=None, model=None, stop_ids=None
     rng = np.random.default_rng([sorted(PAGES).index(name), number])
     pick = lambda values: values[rng.integers(len(values))]  # noqa: E731
     world = number % 3
-    if model is not None:
-        pass
-    elif world == 2:
+    if model is None and world == 2:
         model = tiny_transformer(vocab=int(rng.integers(3, 9)), seed=int(rng.integers(1000)))
-    elif world == 0 and rng.random() < 0.3:
+    elif model is None and world == 0 and rng.random() < 0.3:
         model = HashModel()
-    else:
+    elif model is None:
         model = automaton(rng, impossible=world == 1)
     config = PAGES[name].config(
         **settle(name, {field: pick(values) for field, values in VALUES[name].items()} | (fixed or {}))

@@ -19,25 +19,11 @@ from theory import markov_chain as mc
 from theory.exact_law import exact_law, kernel
 from theory.lookahead import lookahead_law
 from theory.power import power_law, tempered
-from toy.tabular import TabularLM, enumerate_law
+from toy.tabular import Memo, TabularLM, enumerate_law
 
 SAME = 1e-12  # two float64 computations of one number of order 1
 FAR = 1e-3
 PROMPT, STOPS, ALPHA = [1], [0], 2.0
-
-
-class Memo:
-    """A model that computes nothing twice."""
-
-    def __init__(self, model):
-        self.model, self.seen = model, {}
-        self.vocab_size, self.max_length, self.device = model.vocab_size, model.max_length, model.device
-
-    def __call__(self, tokens):
-        text = tuple(tokens[0].tolist())
-        if text not in self.seen:
-            self.seen[text] = self.model(tokens)
-        return self.seen[text]
 
 
 class World:
