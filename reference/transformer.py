@@ -287,51 +287,6 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return torch.bmm(weights, v.flatten(0, 1)).view(B, T, H, D)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b, x [N, in]. On a CPU a few float32 rows meet a large W slice by slice, as W xᵀ: of x Wᵀ MKL computes one
-    row in one thread, and some at a third of the speed. The roundings are others."""
-    few = x.shape[0] <= 64 and weight.numel() > 5 * 10**5 and x.dtype == torch.float32 and x.device.type == "cpu"
-    if not few or torch.is_grad_enabled():
-        return F.linear(x, weight, bias)
-    slices = weight.unflatten(0, (math.gcd(len(weight), 8), -1))
-    product = torch.bmm(slices, x.T.expand(len(slices), -1, -1)).flatten(0, 1).T.contiguous()
-    return product if bias is None else product.add_(bias)
-
-
-def project(x: Tensor, *layers: nn.Linear) -> Sequence[Tensor]:
-    """Several linear layers of x; as one product, where their weights lie side by side and nothing is to be learned."""
-    if torch.is_grad_enabled() or {*map(type, layers)} != {nn.Linear}:  # learning, or adapters
-        return [layer(x) for layer in layers]
-    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    weight, bias = joined(weights), joined(biases)
-    if weight is None or (bias is None) != (biases[0] is None):
-        return [linear(x, *each) for each in zip(weights, biases)]
-    return linear(x, weight, bias).split_with_sizes([weight.shape[0] for weight in weights], -1)
-
-
-def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Tensors [n_i, ...] as one view [Σ n_i, ...] of memory in which each begins where the last ended; else None."""
-    if (first := parts[0]) is None or len(parts) == 1:
-        return first
-    rows, end = 0, first.data_ptr()
-    for part in parts:
-        if part is None or part.data_ptr() != end:
-            return None
-        rows, end = rows + part.shape[0], end + part.nbytes
-    storage = first.untyped_storage()
-    inside = storage.data_ptr() + storage.nbytes() >= end
-    return first.as_strided((rows, *first.shape[1:]), first.stride()) if inside else None
-
-
-def lay_side_by_side(*layers: nn.Linear) -> None:
-    """Move the weights, and the biases, of maps of the same input to where `joined` finds them."""
-    for name in ("weight", "bias"):
-        if (parts := [getattr(layer, name) for layer in layers])[0] is not None:
-            pieces = torch.cat([part.data for part in parts]).split([len(part) for part in parts])
-            for part, piece in zip(parts, pieces):
-                part.data = piece
-
-
 class Attention(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -346,13 +301,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         q, k, v = self.heads(x, cos, sin)
-        return project(view.attend(self.layer, q, k, v).reshape(x.shape[0], -1), self.o_proj)[0]
+        return self.o_proj(view.attend(self.layer, q, k, v).reshape(x.shape[0], -1))
 
     def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [N, H, D], keys and values [N, K, D] of x [N, hidden]."""
-        q, k, v = (
-            each.view(x.shape[0], -1, self.head_dim) for each in project(x, self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (each(x).view(x.shape[0], -1, self.head_dim) for each in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(torch.cat((q, k), 1), cos, sin).split((q.shape[1], k.shape[1]), 1)  # both at once
@@ -368,8 +321,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        return project(F.silu(gate) * up, self.down_proj)[0]
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -535,7 +487,7 @@ class Transformer(nn.Module):
             return last.fill(x, cos, sin, view)
         x = last(x, cos, sin, view)
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return linear(self.norm(x), head.weight).to(at_least_float32(x.dtype)).unflatten(0, tokens.shape)
+        return F.linear(self.norm(x), head.weight).to(at_least_float32(x.dtype)).unflatten(0, tokens.shape)
 
     def rotations(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What `rotate` takes at some positions [N]: cos and sin, [N, 1, size] each."""
@@ -590,16 +542,7 @@ class Transformer(nn.Module):
         with torch.device("meta"):
             model = cls(config, max_length)
         model.load_state_dict(read_weights(folder, config, model.state_dict(), dtype, device), assign=True)
-        return model.lay_out().eval().requires_grad_(False)
-
-    def lay_out(self) -> Transformer:
-        """Lay weights that meet the same input side by side in memory, where `project` makes one product of them."""
-        for module in self.modules():
-            if isinstance(module, Attention):
-                lay_side_by_side(module.q_proj, module.k_proj, module.v_proj)
-            elif isinstance(module, MLP):
-                lay_side_by_side(module.gate_proj, module.up_proj)
-        return self
+        return model.eval().requires_grad_(False)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Write config.json and model.safetensors under Hugging Face's names; each file is whole or absent."""
