@@ -108,7 +108,7 @@ def half_billion_races(dtype: torch.dtype, runs: int) -> dict[str, dict]:
     weights = {name.removeprefix("model."): weight for name, weight in other.state_dict().items()}
     weights.pop("lm_head.weight")  # tied
     model.load_state_dict(weights, assign=True)
-    model.lay_out().eval().requires_grad_(False)  # as `from_pretrained` does
+    model.eval().requires_grad_(False)
     prompts = torch.randint(0, 151936, (24, 64), generator=torch.Generator().manual_seed(0)).tolist()
     mixed = mixed_lengths(np.random.default_rng(0), 24, 16, 48)
     races = {"batch 1": race(model, other, prompts[:1], [40], 1, runs)}

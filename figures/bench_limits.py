@@ -179,7 +179,6 @@ def compute() -> dict:
             model = model.to_empty(device=device)
             for weight in model.parameters():
                 weight.data.normal_(1 if weight.dim() == 1 else 0, 0.02)
-            model.lay_out()  # as `from_pretrained` does
             models[f"{shape} {name}"] = measure(model, BATCHES, ceiling[name])
             del model
     return {"context": CONTEXT, "models": models}

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -275,18 +274,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return (weights.view(B, K, H // K * T, S) @ v.transpose(1, 2)).view(B, H, T, D).transpose(1, 2)
 
 
-def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """The same from a cache's layout, in fewer kernels: k, v [B, K, S, D]; the mask is 0 or -inf in q's dtype."""
-    (B, T, H, D), (K, S) = q.shape, k.shape[1:3]
-    if T > 1 or not (q.is_cuda or q.dtype == torch.float32):
-        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, enable_gqa=H != K)
-        return mixed.transpose(1, 2)
-    bias = mask.expand(B, K, 1, S).reshape(B * K, 1, S)
-    scores = torch.baddbmm(bias, q.reshape(B * K, H // K, D), k.flatten(0, 1).transpose(1, 2), alpha=D**-0.5)
-    weights = scores.softmax(-1, dtype=at_least_float32(q.dtype)).to(q.dtype)
-    return torch.bmm(weights, v.flatten(0, 1)).view(B, T, H, D)
-
-
 class Attention(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -358,10 +345,6 @@ class KVCache:
         self.visible: int | None = None  # how many slots a call reads; None: up to the last that any query sees
         # Zeros, not empty memory: a masked slot has weight 0, and 0 times an uninitialised NaN would be NaN.
         self.k, self.v = (rotations[0].new_zeros(shape) for _ in range(2))
-        # What every call takes: each layer, whole and as one list of slots, and where in it each head begins.
-        self.by_layer = [(k, v, k.flatten(0, 2), v.flatten(0, 2)) for k, v in zip(self.k, self.v)]
-        first = torch.arange(rows * config.num_key_value_heads, device=self.k.device) * capacity
-        self.first = first.view(rows, 1, -1)
 
     def reach(self, positions: Tensor) -> int:
         """How many slots a call at these positions reads; on a GPU rounded up, so that few graphs serve all calls."""
@@ -393,7 +376,7 @@ class View:
         visible = time
         if cache is not None:
             visible = cache.visible or cache.reach(positions)
-            self.slots = (cache.first[:rows] + positions[..., None]).flatten()  # [N · K], rows and heads end to end
+            self.rows, self.positions = torch.arange(rows, device=positions.device)[:, None], positions
         at, here = torch.arange(visible, device=positions.device), positions[:, None, :, None]
         masks = {w: at <= here if w is None else (at <= here) & (at > here - w) for w in set(config.windows)}
         if cache is not None:  # the kernel wants them as numbers to be added: made once for all layers
@@ -406,14 +389,15 @@ class View:
         if self.cache is None:
             return attention(q, k.unflatten(0, self.shape), v.unflatten(0, self.shape), mask)
         k, v = (kept[:, :, : self.visible] for kept in self.keep(layer, k, v))
-        return cached_attention(q, k, v, mask)
+        grouped = q.shape[2] != k.shape[1]
+        return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, mask, enable_gqa=grouped).transpose(1, 2)
 
     def keep(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v [N, K, D] into the cache; all that it has of this layer, [rows, K, capacity, D] each."""
         assert self.cache is not None
-        kept_k, kept_v, flat_k, flat_v = self.cache.by_layer[layer]
-        flat_k.index_copy_(0, self.slots, k.flatten(0, 1))
-        flat_v.index_copy_(0, self.slots, v.flatten(0, 1))
+        kept_k, kept_v = self.cache.k[layer], self.cache.v[layer]
+        kept_k[self.rows, :, self.positions] = k.unflatten(0, self.shape)
+        kept_v[self.rows, :, self.positions] = v.unflatten(0, self.shape)
         return kept_k, kept_v
 
 

@@ -326,32 +326,8 @@ def test_bfloat16_cached_decoding_is_within_rounding(checkpoint):
     assert cached < 1.2 * whole
 
 
-# -- projections as one product ----------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
-def test_projections_are_joined_while_their_weights_lie_side_by_side(checkpoint, name):
-    model = Transformer.from_pretrained(checkpoint(name))
-    attention, x = model.layers[0].self_attn, torch.randn(5, model.config.hidden_size)
-    three = attention.q_proj, attention.k_proj, attention.v_proj
-
-    def check(joined):
-        weight = T.joined([linear.weight for linear in three])
-        assert (weight is not None) == joined
-        assert weight is None or torch.equal(weight, torch.cat([linear.weight for linear in three]))
-        for one, linear in zip(T.project(x, *three), three):
-            torch.testing.assert_close(one, linear(x), atol=1e-6, rtol=1e-5)
-
-    check(True)
-    attention.k_proj.weight.mul_(-2)  # as an optimiser would: the one matrix is the same memory
-    check(True)
-    attention.k_proj.weight.data = attention.k_proj.weight.data.clone()  # as `.to` would: no longer beside the others
-    check(False)
-
-
-@torch.no_grad()
-def test_adapters_are_not_joined_away(checkpoint):
+def test_adapters_add_to_the_layers_they_replace(checkpoint):
     """A layer with an adapter has the weight of the layer that it replaced, but is more than that."""
     model = add_lora(Transformer.from_pretrained(checkpoint("qwen2")), LoRAConfig(rank=2))
     before = model(tokens())
@@ -361,23 +337,6 @@ def test_adapters_are_not_joined_away(checkpoint):
     with torch.enable_grad():
         learning = model(tokens())
     torch.testing.assert_close(model(tokens()), learning, atol=1e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("rows", [1, 2, 16, 64, 65])
-@pytest.mark.parametrize("out", [800, 801])
-def test_a_few_rows_are_multiplied_as_many(rows, out):
-    """Slice by slice or whole (801 is odd, so one slice), up to rounding: sums of 700 products of size 1."""
-    x, weight, bias = torch.randn(rows, 700), torch.randn(out, 700), torch.randn(out)
-    exact = x.double() @ weight.double().T
-    torch.testing.assert_close(T.linear(x, weight).double(), exact, atol=2e-4, rtol=0)
-    torch.testing.assert_close(T.linear(x, weight, bias).double(), exact + bias, atol=2e-4, rtol=0)
-
-
-def test_joined_projections_learn_apart(checkpoint):
-    model = Transformer.from_pretrained(checkpoint("qwen2")).requires_grad_(True)
-    model(tokens()).sum().backward()
-    assert all(weight.grad is not None for weight in model.parameters())
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
