@@ -18,7 +18,7 @@ import torch
 
 from figures._refinement import SEEDS, by_class
 from reference.cascade import CascadeConfig, verify
-from reference.evaluation import accuracy
+from reference.evaluation.statistics import accuracy
 from reference.self_verified_distillation import (
     Candidates,
     SVDConfig,
@@ -28,8 +28,8 @@ from reference.self_verified_distillation import (
     replayed,
     train_from,
 )
-from reference.text_model import TextModel
-from reference.training import FitConfig
+from reference.text.text_model import TextModel
+from reference.training.loop import FitConfig
 from reference.transformer import write_whole
 from reference.uq_ttc import uq_ttc
 from toy import relay
@@ -37,10 +37,9 @@ from toy.abilities import RESULTS, rounded, rows_of
 from toy.pretrain import CHECKPOINT
 
 DEPENDS = (
-    "reference/candidates.py", "reference/cascade.py", "reference/interface.py", "reference/sampling.py",
-    "reference/engine", "reference/token_law.py", "reference/self_verified_distillation.py",
-    "reference/text_model.py", "reference/training.py", "reference/transformer.py", "reference/uq_ttc.py",
-    "toy/relay.py", "toy/checkpoint", "figures/_distillation.py",
+    "reference/self_verified_distillation.py", "reference/cascade.py", "reference/interface.py",
+    "reference/sampling.py", "reference/engine", "reference/text/text_model.py", "reference/training/loop.py",
+    "reference/transformer.py", "reference/uq_ttc.py", "toy/relay.py", "toy/checkpoint", "figures/_distillation.py",
 )  # fmt: skip
 # Candidates and votes at temperature 1, so that learning all candidates leaves the model where it is. The paper's judge
 # has 0.6, its author 0.8: sharper than the model, and in this world the misconception is what would be sharpened.

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from reference.evaluation import accuracy
-from reference.ledger import Ledger
+from reference.evaluation.statistics import accuracy
 from reference.parallel_distill_refine import Drafts, PDRConfig, Refinement
-from reference.text_model import Role, Templates, TextModel
+from reference.text.ledger import Ledger
+from reference.text.text_model import Role, Templates, TextModel
 from toy import relay
 from toy.pretrain import CHECKPOINT
 
 DEPENDS = (
-    "reference/ledger.py", "reference/parallel_distill_refine.py", "reference/interface.py", "reference/sampling.py",
-    "reference/engine", "reference/sequential_refinement.py", "reference/text_model.py", "reference/token_law.py",
+    "reference/text/ledger.py", "reference/parallel_distill_refine.py", "reference/interface.py",
+    "reference/sampling.py", "reference/engine", "reference/sequential_refinement.py", "reference/text/text_model.py",
     "reference/transformer.py", "theory/refinement.py", "toy/relay.py", "toy/checkpoint", "figures/_refinement.py",
 )  # fmt: skip
 SEEDS = (0, 1, 2)

@@ -17,26 +17,25 @@ import numpy as np
 import torch
 
 from figures.__main__ import fingerprint
-from reference.evaluation import accuracy, pass_at_k
+from reference.evaluation.statistics import accuracy, pass_at_k
 from reference.grpo import GRPOConfig, grpo
+from reference.interface import Samples
 from reference.power_sampling import PowerConfig, power_sample
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo
-from reference.samples import Samples
 from reference.sampling import Cost, generate
 from reference.self_reward import log_probability
 from reference.sft_sharpening import SFTConfig, collect, sft_sharpen
-from reference.text_model import TextModel
-from reference.training import Batches, FitConfig, Trainer, digest
+from reference.text.text_model import TextModel
+from reference.training.loop import Batches, FitConfig, Trainer, digest
 from reference.transformer import write_whole
 from toy import relay
 from toy.abilities import RESULTS
 from toy.pretrain import CHECKPOINT
 
 DEPENDS = (
-    "reference/training.py", "reference/sft_sharpening.py", "reference/rlhf_sharpening.py", "reference/grpo.py",
-    "reference/token_law.py", "reference/best_of_n.py", "reference/power_sampling.py", "reference/interface.py",
-    "reference/sampling.py", "reference/engine", "reference/transformer.py", "toy/relay.py", "toy/checkpoint",
-    "figures/_training.py",
+    "reference/training/loop.py", "reference/sft_sharpening.py", "reference/rlhf_sharpening.py", "reference/grpo.py",
+    "reference/interface.py", "reference/best_of_n.py", "reference/power_sampling.py", "reference/sampling.py",
+    "reference/engine", "reference/transformer.py", "toy/relay.py", "toy/checkpoint", "figures/_training.py",
 )  # fmt: skip
 SEEDS = (0, 1, 2)
 KINDS = ("plain", "tempting", "hard")

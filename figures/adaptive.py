@@ -11,14 +11,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from reference.best_of_n import adaptive_best_of_n, best_of_n
-from reference.evaluation import accuracy
+from reference.evaluation.statistics import accuracy
 from theory.best_of_n import adaptive_law, failure
 from theory.sample_complexity import adaptive_pairs, fixed_pairs
 from toy.tabular import TabularLM
 
 DEPENDS = (
-    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
-    "reference/best_of_n.py", "reference/evaluation.py", "reference/randomness.py", "theory/best_of_n.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/best_of_n.py",
+    "reference/evaluation/statistics.py", "reference/randomness.py", "theory/best_of_n.py",
     "theory/sample_complexity.py", "toy/tabular.py", "figures/adaptive.py",
 )  # fmt: skip
 EASY, HARD, OTHERS, PROMPTS, SEED = 0.9, 0.05, 40, 10, 0

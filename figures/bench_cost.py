@@ -18,9 +18,9 @@ from reference.transformer import Transformer
 from theory.cost import paper_tokens, tokens
 
 DEPENDS = (
-    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/token_law.py",
-    "reference/randomness.py", "reference/transformer.py", "reference/power_sampling.py", "theory/cost.py",
-    "toy/checkpoint/model.safetensors", "figures/bench_cost.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/randomness.py",
+    "reference/transformer.py", "reference/power_sampling.py", "theory/cost.py", "toy/checkpoint/model.safetensors",
+    "figures/bench_cost.py",
 )  # fmt: skip
 ALPHA, BLOCK, RUNS, PROMPT = 4.0, 16, 3, 16
 LENGTH, STEPS, CHAINS = 64, 10, 64  # where they are not varied

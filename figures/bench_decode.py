@@ -27,9 +27,8 @@ from reference.sampling import generate
 from reference.transformer import Config, Transformer
 
 DEPENDS = (
-    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/token_law.py",
-    "reference/randomness.py", "reference/transformer.py", "toy/checkpoint/model.safetensors",
-    "figures/bench_decode.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/randomness.py",
+    "reference/transformer.py", "toy/checkpoint/model.safetensors", "figures/bench_decode.py",
 )  # fmt: skip
 CHECKPOINT = Path(__file__).resolve().parent.parent / "toy" / "checkpoint"
 HALF_BILLION = {

@@ -23,14 +23,14 @@ from reference.engine.requests import Requests
 from reference.power_sampling import PowerConfig, power_sample
 from reference.power_smc import SMCConfig, power_smc
 from reference.sampling import score
-from reference.training import response_logp
+from reference.training.loop import response_logp
 from reference.transformer import Config, Transformer
 from theory.cost import tokens
 
 DEPENDS = (
-    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/token_law.py",
-    "reference/scoring.py", "reference/randomness.py", "reference/transformer.py", "reference/training.py",
-    "reference/power_sampling.py", "reference/power_smc.py", "figures/bench_limits.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/randomness.py",
+    "reference/transformer.py", "reference/training/loop.py", "reference/power_sampling.py", "reference/power_smc.py",
+    "figures/bench_limits.py",
 )  # fmt: skip
 SHAPES = {
     "0.5B": HALF_BILLION,

@@ -17,13 +17,13 @@ import torch
 from figures.bench_decode import oracle
 from figures.demo import CHECKPOINT, HORIZON, World
 from reference.power_sampling import PowerConfig, power_sample
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from toy.relay import make_problems
 
 DEPENDS = (
-    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/token_law.py",
-    "reference/randomness.py", "reference/transformer.py", "reference/power_sampling.py",
-    "toy/checkpoint/model.safetensors", "figures/bench_power.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/randomness.py",
+    "reference/transformer.py", "reference/power_sampling.py", "toy/checkpoint/model.safetensors",
+    "figures/bench_power.py",
 )  # fmt: skip
 ALPHA, STEPS, CHAINS, THEIR_CHAINS, RUNS = 4.0, 50, 64, 2, 3
 AHEAD = (0, 1, 3, 7)

@@ -11,15 +11,15 @@ import numpy as np
 from scipy import stats
 
 from reference.best_of_n import best_of_n
-from reference.evaluation import accuracy, pass_at_k
+from reference.evaluation.statistics import accuracy, pass_at_k
 from reference.sampling import generate
 from theory.best_of_n import c_cov, failure_bound
 from theory.sample_complexity import beta_c_cov, beta_failure, beta_tail, mixture_failure
 from toy.tabular import TabularLM
 
 DEPENDS = (
-    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
-    "reference/best_of_n.py", "reference/evaluation.py", "reference/randomness.py", "theory/best_of_n.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/best_of_n.py",
+    "reference/evaluation/statistics.py", "reference/randomness.py", "theory/best_of_n.py",
     "theory/sample_complexity.py", "toy/tabular.py", "figures/coverage.py",
 )  # fmt: skip
 NS, DRAWS, SEED = (1, 2, 4, 8, 16, 32, 64, 128), 1000, 0

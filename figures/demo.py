@@ -17,18 +17,18 @@ import torch
 
 from figures._verification import cascade, committed
 from reference.best_of_n import select
-from reference.evaluation import accuracy
+from reference.evaluation.statistics import accuracy
+from reference.interface import Generation
 from reference.lookahead import LookaheadConfig, lookahead
 from reference.multiple_try import MultipleTryConfig, multiple_try
 from reference.parallel_distill_refine import PDRConfig, Refinement, parallel_distill_refine
 from reference.parallel_tempering import TemperingConfig, parallel_tempering
 from reference.power_sampling import PowerConfig, power_sample
 from reference.power_smc import SMCConfig, power_smc
-from reference.samples import Generation
 from reference.sampling import Cost, Samples, generate, score
 from reference.self_reward import length_normalized, log_probability, majority_vote
 from reference.sequential_refinement import sequential_refinement
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from toy.relay import Problem, make_problems
 
 DEPENDS = ("reference", "toy", "figures/demo.py")

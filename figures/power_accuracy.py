@@ -10,16 +10,16 @@ import torch
 
 from figures.demo import CHECKPOINT, HORIZON, KINDS, SHORT, World, rewards
 from reference.best_of_n import select
-from reference.evaluation import accuracy
+from reference.evaluation.statistics import accuracy
 from reference.power_sampling import PowerConfig, power_sample
 from reference.sampling import Samples
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from toy.relay import make_problems
 
 DEPENDS = (
-    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
-    "reference/randomness.py", "reference/transformer.py", "reference/power_sampling.py", "reference/best_of_n.py",
-    "toy/relay.py", "toy/checkpoint/model.safetensors", "figures/power_accuracy.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/randomness.py",
+    "reference/transformer.py", "reference/power_sampling.py", "reference/best_of_n.py", "toy/relay.py",
+    "toy/checkpoint/model.safetensors", "figures/power_accuracy.py",
 )  # fmt: skip
 PROBLEMS, POOL, SEED = 200, 32, 0
 STEPS, ALPHAS, FIXED = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400), (1.0, 2.0, 4.0, 8.0), 100

@@ -15,7 +15,7 @@ from functools import cache
 import matplotlib.pyplot as plt
 import numpy as np
 
-from reference.evaluation import accuracy
+from reference.evaluation.statistics import accuracy
 from reference.power_sampling import PowerConfig, Record, power_sample, step
 from reference.sampling import extend
 from theory.blocked_chain import run
@@ -24,9 +24,9 @@ from theory.power import power_law
 from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
-    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
-    "reference/power_sampling.py", "reference/randomness.py", "theory/exact_law.py", "theory/blocked_chain.py",
-    "theory/power.py", "toy/tabular.py", "tests/wrong_samplers.py", "figures/power_convergence.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/power_sampling.py",
+    "reference/randomness.py", "theory/exact_law.py", "theory/blocked_chain.py", "theory/power.py", "toy/tabular.py",
+    "tests/wrong_samplers.py", "figures/power_convergence.py",
 )  # fmt: skip
 HORIZON, ALPHA, CHAINS, SEED, PROMPT, STOPS = 5, 2.0, 4000, 0, [0], [0]
 STEPS = (0, 1, 2, 3, 5, 7, 10, 14, 20, 30, 40, 60, 100, 140, 200, 300, 600, 1000)

@@ -1,22 +1,22 @@
 """pass@k on the relay task: is one of k responses right? From the model, at temperature 1/4, and from chains for p^4.
 
-The unbiased estimate from n = 64 responses of each problem (`reference/evaluation.py`); bands are bootstrap intervals
-over problems. A law that is sharper gives better single responses and fewer different ones.
+The unbiased estimate from n = 64 responses of each problem (`reference/evaluation/statistics.py`); bands are bootstrap
+intervals over problems. A law that is sharper gives better single responses and fewer different ones.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from figures.demo import CHECKPOINT, HORIZON, KINDS, World
-from reference.evaluation import accuracy, pass_at_k
+from reference.evaluation.statistics import accuracy, pass_at_k
 from reference.power_sampling import PowerConfig, power_sample
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from toy.relay import make_problems
 
 DEPENDS = (
-    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
-    "reference/randomness.py", "reference/transformer.py", "reference/power_sampling.py", "reference/evaluation.py",
-    "toy/relay.py", "toy/checkpoint/model.safetensors", "figures/power_pass_at_k.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/randomness.py",
+    "reference/transformer.py", "reference/power_sampling.py", "reference/evaluation/statistics.py", "toy/relay.py",
+    "toy/checkpoint/model.safetensors", "figures/power_pass_at_k.py",
 )  # fmt: skip
 PROBLEMS, RESPONSES, STEPS, SEED = 200, 64, 100, 0
 SIZES = (1, 2, 4, 8, 16, 32, 64)

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import expit
 
-from reference.evaluation import accuracy
+from reference.evaluation.statistics import accuracy
 from reference.power_sampling import PowerConfig, power_sample
 from reference.sampling import generate
 from theory.markov_chain import chain, tv_curve
@@ -18,9 +18,9 @@ from theory.power import pivotal_log_odds
 from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
-    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
-    "reference/power_sampling.py", "reference/randomness.py", "theory/markov_chain.py", "theory/power.py",
-    "toy/tabular.py", "figures/power_pivotal.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/power_sampling.py",
+    "reference/randomness.py", "theory/markov_chain.py", "theory/power.py", "toy/tabular.py",
+    "figures/power_pivotal.py",
 )  # fmt: skip
 DRAWS, MOST, SEED = 4000, 300, 0
 EXAMPLE = 4 / 9  # of Example 1, whose three texts .40, .25, .25 are normalised here

@@ -24,15 +24,15 @@ import torch
 from figures.demo import CHECKPOINT, HORIZON, World, rewards
 from figures.power_accuracy import interval
 from reference.best_of_n import select
-from reference.evaluation import accuracy
+from reference.evaluation.statistics import accuracy
+from reference.interface import Generation, Samples
 from reference.lookahead import LookaheadConfig, lookahead
 from reference.multiple_try import MultipleTryConfig, multiple_try
 from reference.parallel_tempering import TemperingConfig, parallel_tempering
 from reference.power_sampling import PowerConfig, power_sample
 from reference.power_smc import SMCConfig, power_smc
-from reference.samples import Generation, Samples
 from reference.sampling import LanguageModel, generate
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from theory.importance import picked
 from theory.lookahead import lookahead_law
 from theory.markov_chain import EntropyCut, chain, total_variation, tv_curve
@@ -43,7 +43,7 @@ from toy.tabular import TabularLM, enumerate_law
 
 DEPENDS = (
     *(f"reference/{name}.py" for name in (
-        "interface", "sampling", "token_law", "samples", "randomness", "transformer", "power_sampling", "multiple_try",
+        "interface", "sampling", "randomness", "transformer", "power_sampling", "multiple_try",
         "parallel_tempering", "power_smc", "lookahead", "best_of_n",
     )),
     *(f"theory/{name}.py" for name in (

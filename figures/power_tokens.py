@@ -13,16 +13,15 @@ from scipy.stats import gamma
 
 from figures.demo import CHECKPOINT, HORIZON, World
 from reference.power_sampling import PowerConfig, power_sample
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from theory.cost import expected_tokens, paper_tokens, tokens
 from toy.relay import make_problems
 from toy.tabular import TabularLM
 
 DEPENDS = (
-    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
-    "reference/randomness.py", "reference/transformer.py", "reference/power_sampling.py", "theory/cost.py",
-    "theory/suffix_mh.py", "toy/tabular.py", "toy/relay.py", "toy/checkpoint/model.safetensors",
-    "figures/power_tokens.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/randomness.py",
+    "reference/transformer.py", "reference/power_sampling.py", "theory/cost.py", "theory/suffix_mh.py",
+    "toy/tabular.py", "toy/relay.py", "toy/checkpoint/model.safetensors", "figures/power_tokens.py",
 )  # fmt: skip
 SEED, STEPS, LENGTH, BLOCKS = 0, 10, 64, (4, 8, 16, 32, 64)
 MEAN, LONGEST, BLOCK, SPREADS = 24, 96, 24, (0.1, 0.25, 0.5, 0.75, 1.0)

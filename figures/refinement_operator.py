@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from figures import _refinement as R
-from reference.evaluation import accuracy
-from reference.ledger import Ledger
+from reference.evaluation.statistics import accuracy
 from reference.parallel_distill_refine import draft, parallel_distill_refine
 from reference.sequential_refinement import sequential_refinement
+from reference.text.ledger import Ledger
 from theory.refinement import class_mix, fixed_points, operator, orbit, pooled, sequential
 
 DEPENDS = (*R.DEPENDS, "figures/refinement_operator.py")

@@ -17,15 +17,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from figures import _refinement as R
-from reference.evaluation import accuracy
-from reference.ledger import Ledger
+from reference.evaluation.statistics import accuracy
 from reference.operator_rl import KINDS, OperatorConfig, operator_rl
 from reference.parallel_distill_refine import Drafts, distill, draft, parallel_distill_refine
-from reference.training import FitConfig
+from reference.text.ledger import Ledger
+from reference.training.loop import FitConfig
 from toy import relay
 
 DEPENDS = (
-    *R.DEPENDS, "reference/operator_rl.py", "reference/grpo.py", "reference/training.py", "figures/refinement_rl.py",
+    *R.DEPENDS, "reference/operator_rl.py", "reference/grpo.py", "reference/training/loop.py",
+    "figures/refinement_rl.py",
 )  # fmt: skip
 PROBLEMS, SEEN, ROUNDS, EVERY = 300, 2000, 24, 6  # problems for each seed; those to learn from; rounds
 CONFIG = OperatorConfig(ROUNDS, prompts=16, group=16, pdr=R.CONFIG)

@@ -18,9 +18,9 @@ from theory import exploration as ex
 from toy.linear_softmax import LinearSoftmax
 
 DEPENDS = (
-    "reference/token_law.py", "reference/rlhf_sharpening.py", "reference/sft_sharpening.py", "reference/best_of_n.py",
-    "reference/interface.py", "reference/sampling.py", "reference/engine", "toy/linear_softmax.py",
-    "theory/exploration.py", "figures/sharpening_hypercube.py",
+    "reference/interface.py", "reference/rlhf_sharpening.py", "reference/sft_sharpening.py", "reference/best_of_n.py",
+    "reference/sampling.py", "reference/engine", "toy/linear_softmax.py", "theory/exploration.py",
+    "figures/sharpening_hypercube.py",
 )  # fmt: skip
 MASS, DELTA = 0.75, 0.25
 ENUMERATED, CLOSED = range(2, 21), range(2, 65)

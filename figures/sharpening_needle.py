@@ -18,9 +18,9 @@ from theory import exploration as ex
 from toy.linear_softmax import LinearSoftmax, needle_class, per_response
 
 DEPENDS = (
-    "reference/token_law.py", "reference/rlhf_sharpening.py", "reference/sft_sharpening.py", "reference/best_of_n.py",
-    "reference/interface.py", "reference/sampling.py", "reference/engine", "toy/linear_softmax.py",
-    "theory/exploration.py", "figures/sharpening_needle.py",
+    "reference/interface.py", "reference/rlhf_sharpening.py", "reference/sft_sharpening.py", "reference/best_of_n.py",
+    "reference/sampling.py", "reference/engine", "toy/linear_softmax.py", "theory/exploration.py",
+    "figures/sharpening_needle.py",
 )  # fmt: skip
 D, DELTA = 8, 0.01
 SIZES, SMALL = (10, 20, 40, 80, 120, 160, 200), (1, 2, 3, 4, 5, 6, 7, 8)

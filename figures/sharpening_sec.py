@@ -19,9 +19,8 @@ from theory.exploration import World
 from toy.linear_softmax import LinearSoftmax
 
 DEPENDS = (
-    "reference/token_law.py", "reference/rlhf_sharpening.py", "reference/sft_sharpening.py", "reference/interface.py",
-    "reference/sampling.py", "reference/engine", "toy/linear_softmax.py", "theory/exploration.py",
-    "figures/sharpening_sec.py",
+    "reference/interface.py", "reference/rlhf_sharpening.py", "reference/sft_sharpening.py", "reference/sampling.py",
+    "reference/engine", "toy/linear_softmax.py", "theory/exploration.py", "figures/sharpening_sec.py",
 )  # fmt: skip
 DIMENSIONS, DELTA, ROUNDS, VISITED, K = (3, 5, 8), 0.25, 1000, 16, 4.0
 

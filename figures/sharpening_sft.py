@@ -19,8 +19,8 @@ from theory.best_of_n import best_of_n_law, c_cov
 from toy.tabular import TabularLM
 
 DEPENDS = (
-    "reference/token_law.py", "reference/sft_sharpening.py", "reference/best_of_n.py", "reference/interface.py",
-    "reference/sampling.py", "reference/engine", "toy/tabular.py", "theory/best_of_n.py", "figures/sharpening_sft.py",
+    "reference/interface.py", "reference/sft_sharpening.py", "reference/best_of_n.py", "reference/sampling.py",
+    "reference/engine", "toy/tabular.py", "theory/best_of_n.py", "figures/sharpening_sft.py",
 )  # fmt: skip
 PROMPTS, RESPONSES, HYPOTHESES, DELTA, RHO = 40, 32, 64, 0.5, 0.05
 BEST = np.geomspace(0.04, 0.5, PROMPTS)  # π_base(y*|x); the other responses share the rest equally

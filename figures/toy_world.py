@@ -10,15 +10,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from reference.sampling import generate
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from toy import relay
 from toy.abilities import CLASSES, by_class, rows_of
 from toy.pretrain import CHECKPOINT
 from toy.relay import ERRORS, World
 
 DEPENDS = (
-    "reference/token_law.py", "reference/interface.py", "reference/sampling.py", "reference/engine",
-    "reference/transformer.py", "toy/relay.py", "toy/abilities.py", "toy/checkpoint", "figures/toy_world.py",
+    "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/transformer.py", "toy/relay.py",
+    "toy/abilities.py", "toy/checkpoint", "figures/toy_world.py",
 )  # fmt: skip
 TEMPERATURES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 SIZES = (1, 2, 4, 8, 16, 32)

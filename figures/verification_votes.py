@@ -20,15 +20,15 @@ import numpy as np
 
 from figures._distillation import CASCADE, right
 from reference.cascade import verify
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from theory.verification import beta_moment, expected_calls, moment_estimate, precision
 from toy import relay
 from toy.pretrain import CHECKPOINT
 
 DEPENDS = (
-    "reference/token_law.py", "reference/cascade.py", "reference/interface.py", "reference/sampling.py",
-    "reference/engine", "reference/text_model.py", "reference/transformer.py", "theory/verification.py",
-    "toy/relay.py", "toy/checkpoint", "figures/_distillation.py", "figures/verification_votes.py",
+    "reference/interface.py", "reference/cascade.py", "reference/sampling.py", "reference/engine",
+    "reference/text/text_model.py", "reference/transformer.py", "theory/verification.py", "toy/relay.py",
+    "toy/checkpoint", "figures/_distillation.py", "figures/verification_votes.py",
 )  # fmt: skip
 PROBLEMS, N, V, SEED = 1000, 8, 10, 5  # calls to within 1 %
 VOTES, CANDIDATES, RESAMPLED = (1, 2, 3, 5, 8), (1, 2, 4, 8), 1000

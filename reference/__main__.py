@@ -1,7 +1,8 @@
 """The command line: `python -m reference COMMAND`, or `sharpen COMMAND` where the package is installed.
 
-A command is a function of `reference/commands.py`, and nothing else: this list of them is read from its source, so that
-it answers without importing torch, and a command's options are read from its signature (`reference/command_line.py`).
+A command is a function of `reference/cli/commands.py`, and nothing else: this list of them is read from its source, so
+that it answers without importing torch, and a command's options are read from its signature
+(`reference/cli/command_line.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-COMMANDS = Path(__file__).with_name("commands.py")
+COMMANDS = Path(__file__).parent / "cli" / "commands.py"
 
 
 def commands() -> dict[str, dict[str, str]]:
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name, rest = find(given)
         if name.startswith("train "):
             resume = "; the same command goes on from where it was"
-        from reference.command_line import run  # torch
+        from reference.cli.command_line import run  # torch
 
         run(name, rest)
         return 0

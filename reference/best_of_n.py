@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.interface import Chance, Cost, LanguageModel, Samples, child_seed
+from reference.interface import TOLERANCE, Chance, Cost, LanguageModel, Samples, child_seed
 from reference.sampling import GenerateConfig, extend, generate, log_probs
 from reference.self_reward import log_probability
-from reference.token_law import TOLERANCE
 
 
 @dataclass(frozen=True)

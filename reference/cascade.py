@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from reference.interface import Cost
 from reference.randomness import child_seed, key_of
-from reference.samples import Cost
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 
 UNASKED = -1
 EXITS = ("vote", "stage", "none")

@@ -10,8 +10,8 @@ is raised by gradient steps. std has the divisor G; a group of equal rewards has
 for the gradient of the *other* divergence, KL(π_base ‖ π_θ): E[∇ k3] = Σ (π_θ − π_base) ∇ log π_θ.
 
 The reward is verifiable: it comes from the task (a grader), not from the model. Each round draws with the model as it
-is, with randomness addressed by (seed, round), and makes its updates through `reference.training.Trainer`; so a run
-that was killed resumes exactly.
+is, with randomness addressed by (seed, round), and makes its updates through `Trainer` (`reference/training/loop.py`);
+so a run that was killed resumes exactly.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from reference.lora import lora_layers, without_lora
 from reference.randomness import child_seed
 from reference.sampling import Cost, LanguageModel, Samples, check_prompts
-from reference.training import FitConfig, Trainer, batch_rows, digest, response_logp
+from reference.training.loop import FitConfig, Trainer, batch_rows, digest, response_logp
+from reference.training.lora import lora_layers, without_lora
 
 Grader = Callable[[list[int], Samples], Tensor]  # (indices of prompts, their samples) -> rewards [prompts, G]
 

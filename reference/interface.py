@@ -12,7 +12,8 @@ function of a model and of a chance, and is read in two ways besides by a person
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -33,8 +34,6 @@ from reference.randomness import (
     uniform,
     unit,
 )
-from reference.samples import Cost, Generation, Sample, Samples
-from reference.token_law import inverse_cdf, keep_best, log_law
 
 __all__ = [
     "ACCEPT", "CHOICE", "CUT", "RESAMPLE", "SWAP", "TOKEN", "Cache", "Chance", "Cost", "Drawn", "Generation",
@@ -105,6 +104,170 @@ def prefill(model: LanguageModel, tokens: Tensor, cache: Any) -> None:
     chunk = max(1, POSITIONS_PER_CALL // len(tokens))
     for some, where in zip(tokens.split(chunk, 1), positions.split(chunk, 1)):
         model(some, where, cache, logits=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What algorithms return: responses in padded tensors, and what they cost in tokens
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a computation really used, in tokens. `a + b` composes in series, `Cost.parallel` side by side."""
+
+    prompt_tokens: int = 0  # as a caller would be charged: each request's whole prompt
+    prefilled_tokens: int = 0  # prompt positions computed; a shared prompt once
+    decoded_tokens: int = 0  # response tokens, stop tokens included
+    sequential_tokens: int = 0  # decoded along the longest dependent path
+    calls: int = 0  # requests
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    @staticmethod
+    def parallel(costs: Iterable[Cost]) -> Cost:
+        """Costs of computations that do not wait for each other: sums, and the longest sequential path."""
+        costs = list(costs)
+        total = sum(costs, Cost())
+        longest = max((cost.sequential_tokens for cost in costs), default=0)
+        return Cost(total.prompt_tokens, total.prefilled_tokens, total.decoded_tokens, longest, total.calls)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response. Sums over it are float64: `sample.logp.double().sum()`."""
+
+    tokens: Tensor  # int64 [length], the stop token included
+    logp: Tensor  # float32 [length]: log-probability of each token under the model at temperature 1
+    logq: Tensor  # float32 [length]: under the law that it was drawn from
+    finished: bool  # ended by a stop id (else cut at the horizon)
+
+
+class Samples(Sequence):
+    """Responses in padded tensors, shown as `samples[prompt][i]`; a `Sample` is made when it is looked at."""
+
+    def __init__(self, tokens: Tensor, logp: Tensor, logq: Tensor, lengths: Tensor, finished: Tensor):
+        """tokens int64, logp, logq [prompts, n, horizon]; lengths int64, finished bool [prompts, n]."""
+        self.tokens, self.logp, self.logq, self.lengths, self.finished = tokens, logp, logq, lengths, finished
+
+    @classmethod
+    def empty(cls, prompts: int, n: int, horizon: int, device: torch.device) -> Samples:
+        tokens = torch.zeros((prompts, n, horizon), dtype=torch.int64, device=device)
+        logp, logq = torch.zeros((2, prompts, n, horizon), device=device)
+        return cls(tokens, logp, logq, torch.zeros_like(tokens[..., 0]), torch.zeros_like(tokens[..., 0]).bool())
+
+    @classmethod
+    def of(
+        cls, tokens: Sequence[Sequence[int]], logp: Sequence[Tensor], logq: Sequence[Tensor], stop_ids: Collection[int],
+        horizon: int,
+    ) -> Samples:  # fmt: skip
+        """One prompt's responses, from their ids and the log-probabilities of these, [length] each."""
+        samples = cls.empty(1, len(tokens), horizon, torch.device("cpu"))
+        samples.logp, samples.logq = samples.logp.double(), samples.logq.double()
+        for i, (ids, p, q) in enumerate(zip(tokens, logp, logq)):
+            samples.tokens[0, i, : len(ids)] = torch.tensor(ids)
+            samples.logp[0, i, : len(ids)], samples.logq[0, i, : len(ids)] = p, q
+            samples.lengths[0, i], samples.finished[0, i] = len(ids), ids[-1] in stop_ids
+        return samples
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, prompt):
+        return [self.sample(prompt, i) for i in range(self.tokens.shape[1])]
+
+    def sample(self, prompt: int, i: int) -> Sample:
+        n = int(self.lengths[prompt, i])
+        tokens, logp, logq = (tensor[prompt, i, :n] for tensor in (self.tokens, self.logp, self.logq))
+        return Sample(tokens, logp, logq, bool(self.finished[prompt, i]))
+
+    def rows(self, prompts: Tensor) -> Samples:
+        """Those of some prompts: int64 indices or a bool mask."""
+        return Samples(*(tensor[prompts] for tensor in self.tensors()))
+
+    def take(self, index: Tensor) -> Samples:
+        """Each prompt's responses index[prompt] (int64 [prompts, k])."""
+        return Samples(
+            *(tensor[torch.arange(len(self), device=index.device)[:, None], index] for tensor in self.tensors())
+        )
+
+    def put(self, prompts: Tensor, others: Samples) -> None:
+        """Replace the responses of `prompts` (int64 indices) by those of `others`."""
+        for mine, theirs in zip(self.tensors(), others.tensors()):
+            mine[prompts] = theirs
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.tokens, self.logp, self.logq, self.lengths, self.finished
+
+    def total_logp(self) -> Tensor:
+        """Log-probability of each response under the model, float64 [prompts, n]."""
+        return self.logp.double().sum(-1)  # the padding is 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` returns."""
+
+    samples: Samples
+    costs: list[Cost]  # per prompt
+
+    @property
+    def cost(self) -> Cost:
+        """Of the whole, the prompts side by side."""
+        return Cost.parallel(self.costs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The distribution of a token, and a draw from it
+
+TOLERANCE = 1e-6  # numbers that were computed and are nearer than this are equal; so in pages, engine and theory
+
+
+def log_law(
+    logits: Tensor, temperature: float | Tensor = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """The proposal law, log q [rows, vocab], of logits [rows, vocab]; -inf where a filter has cut.
+
+    Order of filters: temperature; top-k, exactly k ids, ties to the smaller id; top-p on the renormalised law: sorted
+    by (-q, id), an id stays iff the mass before it is < top_p (by more than rounding). Temperature 0 is all mass on
+    the first arg max.
+    Temperatures [rows] > 0 give each row its own.
+    """
+    if isinstance(temperature, Tensor):
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature[:, None].to(logits.dtype)
+    elif temperature == 0:
+        best = torch.full_like(logits, -math.inf)
+        return best.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
+    elif temperature != 1:
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: nothing overflows
+    logq = logits.log_softmax(-1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        logq = keep_best(logq, lambda mass: torch.arange(mass.shape[-1], device=mass.device) < top_k)
+    if top_p is not None and top_p < 1:
+        logq = keep_best(logq, lambda mass: mass.cumsum(-1) - mass < top_p * (1 - TOLERANCE))
+    return logq
+
+
+def keep_best(logq: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
+    """Cut a law to the ids that `keep` (float64 masses in falling order -> bool) keeps, and renormalise it."""
+    ranked, ids = logq.sort(dim=-1, descending=True, stable=True)  # stable: ties keep the order of ids
+    cut = ~keep(ranked.double().exp())
+    return logq.scatter(-1, ids, ranked.masked_fill(cut, -math.inf)).log_softmax(-1)
+
+
+def inverse_cdf(logq: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The ids that u in [0, 1), float64 [rows], draws from laws log q [rows, vocab]: int64 [rows], and for each the
+    interval low <= u < high, float64 [rows], of the numbers that draw it.
+
+    In float64 (at 152k ids float32's cumulative sum has steps wider than many probabilities), and never an id of
+    probability 0: the cumulative sum, divided by its last entry, reaches 1 at the last id that has any mass. (On a GPU
+    both hold up to float64's rounding: its cumulative sums are made in parallel.)
+    """
+    cdf = logq.double().exp().cumsum(-1)
+    cdf = cdf / cdf[:, -1:]
+    token = torch.searchsorted(cdf, u[:, None], right=True)
+    token = token.clamp(max=logq.shape[-1] - 1)  # a law of NaNs is reported later, by `check_finite`
+    low = cdf.gather(1, (token - 1).clamp(min=0)).masked_fill(token == 0, 0.0)
+    return token[:, 0], low[:, 0], cdf.gather(1, token)[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from reference.interface import (
     CHOICE,
+    TOLERANCE,
     Chance,
     Generation,
     LanguageModel,
@@ -47,7 +48,6 @@ from reference.interface import (
     next_logits,
 )
 from reference.sampling import extend, log_probs
-from reference.token_law import TOLERANCE
 
 
 @dataclass(frozen=True)

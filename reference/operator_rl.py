@@ -37,13 +37,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from reference.grpo import Reinforced, advantages
-from reference.ledger import Text
 from reference.parallel_distill_refine import Grader, PDRConfig, parallel_distill_refine
 from reference.randomness import child_seed
 from reference.sampling import Cost
 from reference.sequential_refinement import sequential_refinement
-from reference.text_model import TextModel
-from reference.training import FitConfig, Trainer, batch_rows, digest, response_logp
+from reference.text.ledger import Text
+from reference.text.text_model import TextModel
+from reference.training.loop import FitConfig, Trainer, batch_rows, digest, response_logp
 
 KINDS = ("trace", "operator")
 ROUND = PDRConfig((4,), tokens=16384)

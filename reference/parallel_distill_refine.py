@@ -30,10 +30,10 @@ from statistics import fmean
 
 import torch
 
-from reference.ledger import Ledger
 from reference.randomness import CHOICE, uniform
 from reference.sampling import Cost, Samples, child_seed
-from reference.text_model import TextModel
+from reference.text.ledger import Ledger
+from reference.text.text_model import TextModel
 
 Workspace = str | tuple[str, ...] | None  # a report; chosen drafts; none
 Drafts = list[list[str]]  # [problem][draft]

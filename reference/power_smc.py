@@ -36,6 +36,7 @@ from torch import Tensor
 
 from reference.interface import (
     CHOICE,
+    TOLERANCE,
     Chance,
     Generation,
     LanguageModel,
@@ -48,7 +49,6 @@ from reference.interface import (
     next_logits,
     uniform,
 )
-from reference.token_law import TOLERANCE
 
 
 @dataclass(frozen=True)

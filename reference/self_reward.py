@@ -20,7 +20,7 @@ from torch import Tensor
 
 from reference.cascade import CascadeConfig, verify
 from reference.sampling import Samples
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 
 
 def log_probability(samples: Samples) -> Tensor:

@@ -15,10 +15,10 @@ from math import ceil
 from statistics import fmean
 
 from reference.best_of_n import first_best
-from reference.ledger import Ledger
 from reference.parallel_distill_refine import PDRConfig, Refinement, draft, finish
 from reference.self_reward import log_probability, majority_vote
-from reference.text_model import Stage, TextModel
+from reference.text.ledger import Ledger
+from reference.text.text_model import Stage, TextModel
 
 
 def sequential_refinement(

@@ -166,8 +166,8 @@ class Enumerate:
 class Descend:
     """minimise(loss, policies): L-BFGS on the whole loss from each of the given policies, and the best end of them.
 
-    For small models; the policies given are starting points and stay as they are. (`reference.training.Batches` is for
-    transformers.)"""
+    For small models; the policies given are starting points and stay as they are. (Transformers: `Batches` of
+    `reference/training/loop.py`.)"""
 
     steps: int = 100
     tolerance: float = 1e-6  # of the gradient of the mean loss
@@ -237,7 +237,7 @@ def sft_sharpen(
     """Fit a policy of the class to the best of N responses to each prompt (drawn from μ by the caller; may repeat).
 
     minimise(loss, policy_class): `Enumerate` for a `FiniteClass`, `Descend` for starting points (None: whichever
-    fits), `reference.training.Batches` for a transformer, which itself is then the policy class. settings: as for
+    fits), `reference.training.loop.Batches` for a transformer, which itself is then the policy class. settings: as for
     `generate`, whose errors it raises.
     """
     if config.mu is not None and reward is not log_probability:

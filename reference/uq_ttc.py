@@ -37,10 +37,10 @@ from reference.cascade import (
     static_check,
     verify,
 )
+from reference.interface import Cost, Samples
 from reference.randomness import child_seed
-from reference.samples import Cost, Samples
 from reference.self_verified_distillation import SVDConfig
-from reference.text_model import Stage, TextModel, Turn
+from reference.text.text_model import Stage, TextModel, Turn
 
 Validator = Callable[..., list[bool]]  # (judge, cases, *label) -> the verdict on each case
 

@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 from scipy.special import xlogy
 
-from reference.samples import Samples
+from reference.interface import Samples
 
 MIN_EXPECTED = 10.0  # expected draws per cell of the G test; see `assert_categorical`
 MAX_DRAWS = 2**40  # where the search for the n that a refused test needs gives up

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from scipy.special import gammaln, xlogy
 
-from reference.samples import Samples
+from reference.interface import Samples
 from tests import assertions
 from tests.assertions import (
     assert_categorical,

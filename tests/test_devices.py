@@ -13,18 +13,18 @@ import torch
 from reference.best_of_n import adaptive_best_of_n, best_of_n
 from reference.cascade import CascadeConfig, verify
 from reference.grpo import GRPOConfig, grpo
-from reference.lora import LoRAConfig, add_lora
+from reference.interface import Samples
 from reference.operator_rl import OperatorConfig, operator_rl
 from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo
-from reference.samples import Samples
 from reference.sampling import generate, score
 from reference.self_reward import length_normalized, model_as_judge
 from reference.self_verified_distillation import SVDConfig, self_verified_distillation
 from reference.sequential_refinement import independent_drafts, long_chain_of_thought, sequential_refinement
 from reference.sft_sharpening import SFTConfig, sft_sharpen
-from reference.text_model import TextModel
-from reference.training import Batches, FitConfig, fit
+from reference.text.text_model import TextModel
+from reference.training.loop import Batches, FitConfig, fit
+from reference.training.lora import LoRAConfig, add_lora
 from tests.elsewhere import DEVICE, Elsewhere, elsewhere, here, move
 from tests.reference.test_captured_step import PROMPTS, RUNS, SETTINGS, random_model
 from toy.pretrain import CHECKPOINT

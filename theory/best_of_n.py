@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import rel_entr
 
 TIE = 1e-12  # numbers within this relative distance are one number: equal probabilities summed in another order tie
-TOLERANCE = 1e-6  # rewards nearer than this tie, and a rule stops so much early: as in reference/token_law.py
+TOLERANCE = 1e-6  # rewards nearer than this tie, and a rule stops so much early: as in reference/interface.py
 TRUNCATE = 1e-15  # `adaptive_law` stops its recursion once the process survives with less than this probability
 
 Law = NDArray[np.float64]

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reference.evaluation import accuracy
+from reference.evaluation.statistics import accuracy
 from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.sampling import child_seed
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from reference.transformer import Transformer, write_whole
 from toy import relay
 from toy.pretrain import CHECKPOINT

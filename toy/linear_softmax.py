@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from reference.samples import Samples
+from reference.interface import Samples
 from toy.tabular import TabularLM
 
 

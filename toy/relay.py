@@ -41,8 +41,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reference.text_model import Replies, Role, Stage, Templates
-from reference.tokenizer import Tokenizer
+from reference.text.text_model import Replies, Role, Stage, Templates
+from reference.text.tokenizer import Tokenizer
 
 NOTHING = -1  # fills rows after their end; never a token
 

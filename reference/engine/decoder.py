@@ -15,10 +15,18 @@ from tqdm import tqdm
 
 from reference.engine.captured_step import capture_of
 from reference.engine.requests import Requests, check_finite
-from reference.interface import POSITIONS_PER_CALL, Cache, LanguageModel, prefill
+from reference.interface import (
+    POSITIONS_PER_CALL,
+    Cache,
+    Cost,
+    Generation,
+    LanguageModel,
+    Samples,
+    inverse_cdf,
+    log_law,
+    prefill,
+)
 from reference.randomness import absorb, address, unit
-from reference.samples import Cost, Generation, Samples
-from reference.token_law import inverse_cdf, log_law
 
 
 class Decoder:

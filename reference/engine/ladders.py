@@ -20,9 +20,8 @@ from reference.engine.chains import Chains
 from reference.engine.decoder import Decoder
 from reference.engine.proposals import entropy
 from reference.engine.requests import Requests
-from reference.interface import LanguageModel, log_law
+from reference.interface import LanguageModel, Samples, log_law
 from reference.randomness import ACCEPT, CUT, SWAP, absorb, address, child_seed, int64, uniform, unit
-from reference.samples import Samples
 
 if TYPE_CHECKING:
     from reference.parallel_tempering import TemperingConfig

@@ -14,10 +14,10 @@ import torch
 import reference.cascade as C
 from reference.best_of_n import select
 from reference.cascade import UNASKED, CascadeConfig, Judge, verify
-from reference.chat_templates import chat_analyst, chat_templates, read_verdict
 from reference.sampling import generate
 from reference.self_reward import model_as_judge
-from reference.text_model import Role, Stage, Templates, TextModel
+from reference.text.chat_templates import chat_analyst, chat_templates, read_verdict
+from reference.text.text_model import Role, Stage, Templates, TextModel
 from tests.assertions import assert_frequency
 from tests.reference.test_text_model import CHAT, make_tokenizer
 from toy.tabular import TabularLM

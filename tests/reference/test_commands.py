@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import reference.__main__ as command
-from reference import asking, command_line, commands
-from reference.asking import Asked, Checkpoint, Input
-from reference.command_line import build, comments, make_parser, options_of
+from reference.cli import asking, command_line, commands
+from reference.cli.asking import Asked, Checkpoint, Input
+from reference.cli.command_line import build, comments, make_parser, options_of
 from reference.parallel_tempering import TemperingConfig
 from reference.power_sampling import PowerConfig
-from reference.text_model import TextModel
-from reference.tokenizer import Tokenizer
+from reference.text.text_model import TextModel
+from reference.text.tokenizer import Tokenizer
 from reference.transformer import Transformer
 from tests.conftest import ROOT
 from tests.reference.test_tokenizer import SENTENCES, TEMPLATES, byte_level
@@ -275,7 +275,7 @@ def test_grpo_learns_from_a_grader(run, task, tmp_path):
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(run, questions, tmp_path, monkeypatch):
-    from reference.training import Trainer
+    from reference.training.loop import Trainer
 
     options = ["train", "sft", "--file", questions, "-n", 2, "--max-new-tokens", 24, "--no-lora", "--epochs", 4,
                "--batch", 1, "--save-every", 2]  # fmt: skip

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from reference.best_of_n import best_of_n
-from reference.distributed import processes, sample
 from reference.grpo import GRPOConfig, grpo
-from reference.lora import LoRAConfig, add_lora, merge_lora
 from reference.sampling import generate
-from reference.training import FitConfig, fit
+from reference.training.distributed import processes, sample
+from reference.training.loop import FitConfig, fit
+from reference.training.lora import LoRAConfig, add_lora, merge_lora
 from reference.transformer import Config, Transformer
 from tests.assertions import assert_close
 from tests.conftest import ROOT

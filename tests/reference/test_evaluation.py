@@ -15,12 +15,13 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from reference.evaluation import accuracy, equal, evaluate, extract, pass_at_k
-from reference.graders import make_grader
+from reference.evaluation.evaluate import evaluate
+from reference.evaluation.graders import equal, extract, make_grader
+from reference.evaluation.results import Results, merge, report
+from reference.evaluation.statistics import accuracy, pass_at_k
+from reference.evaluation.tasks import Task, parse_shard
 from reference.power_sampling import PowerConfig, power_sample
-from reference.results import Results, merge, report
-from reference.tasks import Task, parse_shard
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from tests.conftest import ROOT
 from toy.relay import make_problems
 

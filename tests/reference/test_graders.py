@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from reference import code_grader
-from reference.code_grader import CodeLimits, confinement, find_program, namespaces, run_program
-from reference.graders import GRADERS, Verdict, make_grader
-from reference.tasks import Problem
+from reference.evaluation import code_grader
+from reference.evaluation.code_grader import CodeLimits, confinement, find_program, namespaces, run_program
+from reference.evaluation.graders import GRADERS, Verdict, make_grader
+from reference.evaluation.tasks import Problem
 
 CASES = {  # grader -> (true answer, response, right, as it was read)
     "exact": [

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from reference.grpo import GRPOConfig, GRPOLoss, advantages, grpo, k3
-from reference.lora import LoRAConfig, add_lora
-from reference.samples import Samples
-from reference.text_model import TextModel
-from reference.training import FitConfig, Trainer
+from reference.interface import Samples
+from reference.text.text_model import TextModel
+from reference.training.loop import FitConfig, Trainer
+from reference.training.lora import LoRAConfig, add_lora
 from reference.transformer import Config, Transformer
 from toy import relay
 from toy.abilities import rows_of

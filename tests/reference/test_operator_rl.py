@@ -10,8 +10,8 @@ import torch
 from reference.operator_rl import KINDS, CISPOLoss, OperatorConfig, Rollouts, operator_rl, play
 from reference.parallel_distill_refine import PDRConfig
 from reference.sampling import Cost
-from reference.text_model import TextModel
-from reference.training import FitConfig, Trainer
+from reference.text.text_model import TextModel
+from reference.training.loop import FitConfig, Trainer
 from tests.reference.test_grpo import PROMPTS, RESPONSES, REWARDS, Killed, markov
 from tests.reference.test_parallel_distill_refine import (
     COUNT,

@@ -8,7 +8,7 @@ import pytest
 from reference import best_of_n as B
 from reference import sampling as G
 from reference.best_of_n import AdaptiveConfig, BestOfNConfig, adaptive_best_of_n_page, best_of_n_page
-from reference.evaluation import pass_at_k
+from reference.evaluation.statistics import pass_at_k
 from reference.sampling import GenerateConfig, generate_page
 from reference.self_reward import length_normalized
 from tests.reference.small_worlds import EXACT, WORLDS, World, as_array, assert_same, mutated, tree

@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-import reference.ledger as ledger_module
 import reference.parallel_distill_refine as P
+import reference.text.ledger as ledger_module
 from figures.__main__ import RESULTS, fingerprint, module
-from reference.chat_templates import chat_analyst, chat_templates
-from reference.evaluation import accuracy
-from reference.ledger import Ledger
+from reference.evaluation.statistics import accuracy
 from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.sampling import Cost, generate
 from reference.sequential_refinement import (
@@ -28,7 +26,9 @@ from reference.sequential_refinement import (
     long_chain_of_thought,
     sequential_refinement,
 )
-from reference.text_model import Role, Stage, Templates, TextModel
+from reference.text.chat_templates import chat_analyst, chat_templates
+from reference.text.ledger import Ledger
+from reference.text.text_model import Role, Stage, Templates, TextModel
 from tests.assertions import assert_frequency
 from tests.reference.test_text_model import CHAT, make_tokenizer
 from theory.refinement import budgets, class_mix, operator, orbit, sequential

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from reference.evaluation import evaluate
-from reference.graders import make_grader
-from reference.results import Results, merge, report
-from reference.tasks import Task
+from reference.evaluation.evaluate import evaluate
+from reference.evaluation.graders import make_grader
+from reference.evaluation.results import Results, merge, report
+from reference.evaluation.tasks import Task
 
 SETTINGS = {"model": "m", "method": "power", "alpha": 4.0, "seed": 0, "problems": 11}
 

@@ -15,7 +15,7 @@ from reference.rlhf_sharpening import RLHFConfig, dpo_loss, dpo_sharpen, estimat
 from reference.sampling import Samples, generate
 from reference.self_reward import log_probability
 from reference.sft_sharpening import Descend, Enumerate, FiniteClass, collect, log_likelihood
-from reference.training import Batches, FitConfig
+from reference.training.loop import Batches, FitConfig
 from tests.assertions import assert_categorical, assert_cdf
 from tests.reference.test_sft_sharpening import small_transformer
 from theory import exploration as ex

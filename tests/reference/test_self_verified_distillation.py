@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import reference.candidates as candidates
 import reference.self_verified_distillation as S
 from reference.cascade import CascadeConfig, Transcript
-from reference.lora import LoRAConfig
 from reference.self_verified_distillation import SVDConfig, choose, examples, replayed, self_verified_distillation
-from reference.text_model import Stage, Templates, TextModel
-from reference.training import FitConfig
+from reference.text.text_model import Stage, Templates, TextModel
+from reference.training.loop import FitConfig
+from reference.training.lora import LoRAConfig
 from toy import relay
 from toy.pretrain import CHECKPOINT
 
@@ -123,7 +122,7 @@ def test_a_killed_run_goes_on_to_the_same_student(speaker, tmp_path, monkeypatch
     """Killed twice, in blocks of 8 questions; the run that was not has one block, which must not matter either."""
     config = replace(CONFIG, n=2, rounds=2, replay=1.0)
     whole = self_verified_distillation(speaker, FEW, config, SHORT)
-    verify, calls = candidates.verify, []
+    verify, calls = S.verify, []
 
     def dies(*args, **how):
         calls.append(1)
@@ -134,13 +133,13 @@ def test_a_killed_run_goes_on_to_the_same_student(speaker, tmp_path, monkeypatch
     def resumed():
         return self_verified_distillation(speaker, FEW, replace(config, block=8), SHORT, folder=tmp_path / "run")
 
-    monkeypatch.setattr(candidates, "verify", dies)
+    monkeypatch.setattr(S, "verify", dies)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             resumed()
     again = resumed()
     assert len(calls) == 4 + 2  # two rounds of two blocks, and the two that were cut short
-    monkeypatch.setattr(candidates, "verify", None)
+    monkeypatch.setattr(S, "verify", None)
     for found in (again, resumed()):  # the second time all is there
         assert [each.kept for each in found] == [each.kept for each in whole]
         assert same(weights(found[-1].student), weights(whole[-1].student))

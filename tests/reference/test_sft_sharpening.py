@@ -23,8 +23,8 @@ from reference.sft_sharpening import (
     sft_loss,
     sft_sharpen,
 )
-from reference.text_model import TextModel
-from reference.training import Batches, FitConfig
+from reference.text.text_model import TextModel
+from reference.training.loop import Batches, FitConfig
 from reference.transformer import Config, Transformer
 from tests.assertions import assert_categorical, assert_close, assert_frequency
 from theory.best_of_n import adaptive_law, best_of_n_law

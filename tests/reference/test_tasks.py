@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from reference.tasks import FORMATS, Task, parse_shard
+from reference.evaluation.tasks import FORMATS, Task, parse_shard
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""reference/text_model.py: roles, stages, how a template set is found, and a folder that is saved and loaded whole."""
+"""text/text_model.py: roles, stages, how a template set is found, and a folder that is saved and loaded whole."""
 
 import json
 from dataclasses import replace
@@ -9,9 +9,9 @@ import torch
 from tokenizers import models, pre_tokenizers
 
 from reference import sampling
-from reference.chat_templates import chat_templates, last_boxed
-from reference.text_model import Role, Stage, Templates, TextModel, make_templates
-from reference.tokenizer import Tokenizer
+from reference.text.chat_templates import chat_templates, last_boxed
+from reference.text.text_model import Role, Stage, Templates, TextModel, make_templates
+from reference.text.tokenizer import Tokenizer
 from reference.transformer import Config, Transformer
 
 WORDS = ["<unk>", "<s>", "</s>", "solve", "judge", ":", "=", ".", *map(str, range(10))]
@@ -159,7 +159,7 @@ def test_judges_cycles_and_reviews_are_all_stages(text_model):
 
 def test_a_set_is_made_from_the_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "far_world.py").write_text(
-        "from reference.text_model import Role, Templates\n"
+        "from reference.text.text_model import Role, Templates\n"
         "READY = Templates('ready')\n"
         "def TEMPLATES(tokenizer):\n"
         "    return Templates('far', {'author': Role(lambda question: tokenizer.encode(question), str)})\n"
@@ -188,7 +188,7 @@ def test_a_set_is_made_from_the_tokenizer(tmp_path, monkeypatch):
 def test_which_set_a_folder_gets(folder, tmp_path, monkeypatch):
     """The argument, else config.json's key, else the chat set, else none."""
     (tmp_path / "near_world.py").write_text(
-        "from reference.text_model import Templates\ndef TEMPLATES(tokenizer): return Templates('near')\n"
+        "from reference.text.text_model import Templates\ndef TEMPLATES(tokenizer): return Templates('near')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 

@@ -1,4 +1,4 @@
-"""reference/tokenizer.py against transformers on the same folders: ids, texts, rendered chats, stop ids, streaming."""
+"""text/tokenizer.py against transformers on the same folders: ids, texts, rendered chats, stop ids, streaming."""
 
 import datetime
 import json
@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from reference.tokenizer import StreamDecoder, Tokenizer
+from reference.text.tokenizer import StreamDecoder, Tokenizer
 
 SENTENCES = [
     "Hello world, hello again.",

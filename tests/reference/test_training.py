@@ -14,15 +14,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import reference.training as training
-from reference.lora import LoRAConfig, LoRALinear, add_lora, lora_layers, merge_lora, without_lora
+import reference.training.loop as training
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo
 from reference.sampling import generate, score
 from reference.self_reward import log_probability
 from reference.sft_sharpening import Loss as DataLoss
 from reference.sft_sharpening import SFTConfig, collect, sft_loss, sft_sharpen
-from reference.text_model import TextModel
-from reference.training import Batches, Completions, FitConfig, Trainer, batch_rows, fit, response_logp, schedule, train
+from reference.text.text_model import TextModel
+from reference.training.loop import (
+    Batches,
+    Completions,
+    FitConfig,
+    Trainer,
+    batch_rows,
+    fit,
+    response_logp,
+    schedule,
+    train,
+)
+from reference.training.lora import LoRAConfig, LoRALinear, add_lora, lora_layers, merge_lora, without_lora
 from reference.transformer import Config, Transformer
 from tests.assertions import assert_close
 from toy.pretrain import CHECKPOINT
@@ -421,7 +431,7 @@ import sys, torch
 torch.set_num_threads(1)
 from dataclasses import replace
 from tests.reference.test_training import CONFIG, EXAMPLES, new_model
-from reference.training import fit
+from reference.training.loop import fit
 model = fit(new_model(), EXAMPLES, replace(CONFIG, epochs=20, save_every=1), state=sys.argv[1],
             after=lambda run: print(run.step, flush=True)).model
 model.save_pretrained(sys.argv[2])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import reference.transformer as T
 from reference.engine.requests import choose_slots
-from reference.lora import LoRAConfig, add_lora, lora_layers
+from reference.training.lora import LoRAConfig, add_lora, lora_layers
 from reference.transformer import Config, Transformer
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle for parity")

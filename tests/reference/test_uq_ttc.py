@@ -7,7 +7,7 @@ import torch
 
 from reference.cascade import verify
 from reference.self_verified_distillation import SVDConfig
-from reference.text_model import Stage, Templates
+from reference.text.text_model import Stage, Templates
 from reference.uq_ttc import majority, reflect, repeat, sequential, unanimous, uq_ttc, validate, vote
 from tests.assertions import assert_frequency
 from tests.reference.test_cascade import JUNK, NO, PLAIN, RIGHT, SPEAKER, STAGES, TRUE, YES, Q, drafts

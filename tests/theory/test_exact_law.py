@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from reference.interface import ACCEPT, CHOICE, CUT, RESAMPLE, Drawn
-from reference.token_law import inverse_cdf
+from reference.interface import ACCEPT, CHOICE, CUT, RESAMPLE, Drawn, inverse_cdf
 from theory.exact_law import TOKEN, Enumerated, exact_law, expectation, kernel, main, power_chain, power_step, runs
 from theory.particles import ancestors as ancestors_of
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reference.evaluation import pass_at_k
+from reference.evaluation.statistics import pass_at_k
 from reference.sft_sharpening import FiniteClass, SFTConfig, sft_sharpen
 from theory import best_of_n as bon
 from theory import sample_complexity as sc

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from reference.transformer import Transformer
 from toy import relay
 from toy.abilities import rows_of

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from tests.assertions import assert_categorical, assert_frequency
 from toy import relay
 from toy.pretrain import Settings, new_model, role_texts, save_checkpoint

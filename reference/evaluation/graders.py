@@ -5,7 +5,7 @@
     numeric   the last number in the last box, else behind the last "####", else in the text; 1,000 = 1000.0, 1/2 = 0.5
     choice    the letter in the last box, else after the last "answer is" or "answer:"
     math      mathematics in LaTeX, by the package math-verify (extra [eval])
-    code      the program passes its tests (`reference/code_grader.py`)
+    code      the program passes its tests (`reference/evaluation/code_grader.py`)
 
 A response from which no answer can be read (it was cut, or has no box) is wrong. Its `answer` is None, so that a report
 can say how often that happened: an accuracy with many of them measures the horizon, not the model.
@@ -13,15 +13,15 @@ can say how often that happened: an accuracy with many of them measures the hori
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from reference.chat_templates import last_boxed
-from reference.code_grader import WARNING, CodeLimits, confinement, find_program, run_program
-from reference.evaluation import as_number, equal, extract
-from reference.tasks import LETTERS, Problem
+from reference.evaluation.code_grader import WARNING, CodeLimits, confinement, find_program, run_program
+from reference.evaluation.tasks import LETTERS, Problem
+from reference.text.chat_templates import last_boxed
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,31 @@ def choice(problem: Problem, text: str) -> Verdict:
         if part and (letter := re.match(r"\W*(?i:text\w*|mathrm|choice|option)?\W*([A-J])(?![\w'])", part)):
             return Verdict(letter[1] == problem.answer, letter[1])
     return Verdict(False, None)
+
+
+def extract(text: str) -> str | None:
+    r"""The answer of a response: its last \boxed{...}, else its last number; None if it has neither."""
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", text)
+    return last_boxed(text) or (numbers[-1] if numbers else None)
+
+
+def equal(given: str | None, answer: str) -> bool:
+    """Equal as numbers (1,000 = 1000.0, 1/2 = 0.5), or as texts but for case, blanks and a final stop."""
+    if given is None:
+        return False
+    a, b = as_number(given), as_number(answer)
+    if a is not None and b is not None:
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    plain = ("".join(text.lower().split()).strip("$").rstrip(".") for text in (given, answer))
+    return len(set(plain)) == 1
+
+
+def as_number(text: str) -> float | None:
+    match = re.fullmatch(r"\$?\s*(-?[\d,]*\.?\d+)\s*(?:/\s*([\d,]*\.?\d+))?\s*\$?", text.strip().rstrip("."))
+    if match is None:
+        return None
+    top, bottom = (float((part or "1").replace(",", "")) for part in match.groups())
+    return top / bottom if bottom else None
 
 
 def mathematics() -> Grader:

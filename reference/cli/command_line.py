@@ -1,10 +1,10 @@
 """From a function's signature to a command: its options, their help, and how it is run.
 
-Nothing is said twice. The parameters of a command (a function of `reference/commands.py`) are settings, plain or in
+Nothing is said twice. The parameters of a command (a function of `reference/cli/commands.py`) are settings, plain or in
 dataclasses, and each becomes an option: its name, type and default are the field's, its help is the comment beside the
 field in the source. Names are the papers' (--alpha, --block, --steps); where Hugging Face has a name for the same thing
 it comes first (--max-new-tokens for a horizon, --num-samples for n). What every command needs, `Asked` and `Checkpoint`
-of `reference/asking.py`, are dataclasses like the rest.
+of `reference/cli/asking.py`, are dataclasses like the rest.
 
 A setting of tokens that was not given is cut to what the model's context allows: all but 1024 positions, or half of a
 shorter context, which are the prompt's. All seeds of a command are one --seed, but that of a task's shuffled choices.
@@ -27,7 +27,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from reference.asking import Answers, Asked, Checkpoint, Method, Output, show
+from reference.cli.asking import Answers, Asked, Checkpoint, Method, Output, show
 
 NAMES = {  # Hugging Face's, and one of ours
     "horizon": "max_new_tokens", "tokens": "max_new_tokens", "n": "num_samples", "samples": "num_samples",
@@ -213,7 +213,7 @@ def read_docstring(text: str) -> tuple[list[str], str, str]:
 
 def pages_of(modules: str) -> str:
     """A method's pages: the docstrings of its files."""
-    files = [Path(__file__).with_name(f"{name}.py") for name in modules.replace(",", " ").split()]
+    files = [Path(__file__).parents[1] / f"{name}.py" for name in modules.replace(",", " ").split()]
     return "".join(f"\n{'-' * 119}\n{ast.get_docstring(ast.parse(file.read_text('utf-8')))}\n" for file in files)
 
 
@@ -289,9 +289,9 @@ def printing(output: Output) -> None:
 
 
 def commands() -> dict[str, Callable]:
-    """The functions of `reference/commands.py` by the names of `reference/__main__.py`."""
-    from reference import commands as module  # which imports this file
+    """The functions of `reference/cli/commands.py` by the names of `reference/__main__.py`."""
     from reference.__main__ import commands as listed
+    from reference.cli import commands as module  # which imports this file
 
     names = [name for kind in listed().values() for name in kind]
     return {name: getattr(module, name.replace(" ", "_").replace("-", "_")) for name in names}

@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from reference.checkpoints import write_whole
-from reference.evaluation import accuracy, pass_at_k
+from reference.evaluation.statistics import accuracy, pass_at_k
 
 
 class Results:

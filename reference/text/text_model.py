@@ -34,7 +34,7 @@ import torch
 
 from reference import sampling
 from reference.sampling import Generation, LanguageModel, Samples
-from reference.tokenizer import Tokenizer
+from reference.text.tokenizer import Tokenizer
 from reference.transformer import Transformer, find_folder, read_json
 
 Replies = Sequence[Sequence[str]]  # [turn][prompt]
@@ -111,7 +111,7 @@ class TextModel:
         tokenizer = Tokenizer.from_pretrained(folder)
         named = templates or read_json(folder / "config.json").get("templates")
         if named is None:
-            named = "reference.chat_templates:chat_templates" if tokenizer.chat_templates else Templates()
+            named = "reference.text.chat_templates:chat_templates" if tokenizer.chat_templates else Templates()
         made = make_templates(named, tokenizer)  # before the model: a wrong name should not cost minutes
         model = Transformer.from_pretrained(folder, dtype=dtype, device=device, max_length=max_length)
         return cls(model, tokenizer, tokenizer.stop_ids, made)

@@ -2,9 +2,9 @@
 
     y = W x + b + (alpha / rank) B A x,   W frozen,  A [rank, in] ~ U(±1/√in),  B [out, rank] = 0 at first
 
-`add_lora` changes a model's `nn.Linear`s into such, in place, and `reference/training.py` then trains A and B alone. In
-the model's `state_dict`, and so in what `save_pretrained` writes, W + (alpha/rank) B A stands under W's name: merged on
-save. Sampling needs no merging, `merge_lora` makes it as fast as before, and `without_lora` is the base.
+`add_lora` changes a model's `nn.Linear`s into such, in place, and `reference/training/loop.py` then trains A and B
+alone. In the model's `state_dict`, and so in what `save_pretrained` writes, W + (alpha/rank) B A stands under W's name:
+merged on save. Sampling needs no merging, `merge_lora` makes it as fast as before, and `without_lora` is the base.
 """
 
 from __future__ import annotations

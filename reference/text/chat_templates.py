@@ -21,8 +21,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from reference.text_model import Replies, Role, Stage, Templates
-from reference.tokenizer import Tokenizer
+from reference.text.text_model import Replies, Role, Stage, Templates
+from reference.text.tokenizer import Tokenizer
 
 AUTHOR = (
     "{question}\n\n"

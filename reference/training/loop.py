@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from reference.lora import lora_layers
 from reference.randomness import CHOICE, uniform
 from reference.sampling import Generation, LanguageModel, check_prompts, generate
+from reference.training.lora import lora_layers
 from reference.transformer import write_whole
 
 Ids = Sequence[int] | Tensor
@@ -220,7 +220,7 @@ class Trainer:
         self.log["loss"].append(total)
         return total
 
-    # What `reference/distributed.py` does in another way.
+    # What `reference/training/distributed.py` does in another way.
 
     def whole(self) -> Any:
         """The model as it is now."""

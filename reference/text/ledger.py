@@ -21,9 +21,9 @@ from typing import Any
 
 from torch import Tensor
 
-from reference.samples import Cost, Samples
+from reference.interface import Cost, Samples
 from reference.sampling import child_seed, key_of
-from reference.text_model import Stage, TextModel
+from reference.text.text_model import Stage, TextModel
 
 Prompts = Sequence[Sequence[Sequence[int]]]  # [problem][prompt]: ids
 Text = tuple[Sequence[int], Tensor]  # a call's prompt and response: ids

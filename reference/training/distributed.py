@@ -33,7 +33,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from reference.sampling import generate
-from reference.training import Loss, Trainer, trainable
+from reference.training.loop import Loss, Trainer, trainable
 
 
 @dataclass(frozen=True)

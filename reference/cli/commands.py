@@ -1,8 +1,9 @@
 """The commands. One function is one command, and nothing else has to be written to add one.
 
 The first line of its docstring is what it does, "Example:" a command line, "Page:" the file whose docstring is its
-page. What it is given are its options (`reference/command_line.py`). A function that returns `Answers` is a method: it
-answers the prompts that it is `Asked`, its result is shown or written as JSON, and `evaluate` can run it on a task.
+page. What it is given are its options (`reference/cli/command_line.py`). A function that returns `Answers` is a method:
+it answers the prompts that it is `Asked`, its result is shown or written as JSON, and `evaluate` can run it on a
+task.
 """
 
 from __future__ import annotations
@@ -20,38 +21,38 @@ from typing import Any, cast
 import torch
 
 from reference import sampling
-from reference.asking import Answers, Asked, Checkpoint, Input, Method, Output, check_writable, records
 from reference.best_of_n import adaptive_best_of_n
 from reference.best_of_n import best_of_n as best_of
 from reference.cascade import CascadeConfig
 from reference.cascade import verify as cast_votes
 from reference.checkpoints import read_json, write_whole
-from reference.distributed import Processes, processes
-from reference.distributed import sample as sample_shared
-from reference.evaluation import evaluate as run_evaluation
-from reference.graders import make_grader
+from reference.cli.asking import Answers, Asked, Checkpoint, Input, Method, Output, check_writable, records
+from reference.evaluation.evaluate import evaluate as run_evaluation
+from reference.evaluation.graders import make_grader
+from reference.evaluation.results import Results
+from reference.evaluation.results import merge as merge_results
+from reference.evaluation.results import report as make_report
+from reference.evaluation.tasks import FORMATS, Problem, Task, parse_shard
 from reference.grpo import GRPOConfig, grpo
+from reference.interface import Samples
 from reference.lookahead import LookaheadConfig
 from reference.lookahead import lookahead as look_ahead
-from reference.lora import LoRAConfig, add_lora
 from reference.multiple_try import MultipleTryConfig
 from reference.multiple_try import multiple_try as try_often
 from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.parallel_tempering import TemperingConfig, parallel_tempering
 from reference.power_sampling import PowerConfig, power_sample
 from reference.power_smc import SMCConfig, power_smc
-from reference.results import Results
-from reference.results import merge as merge_results
-from reference.results import report as make_report
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo_rounds
-from reference.samples import Samples
 from reference.self_reward import length_normalized, log_probability, majority_vote, model_as_judge
 from reference.self_verified_distillation import SVDConfig, self_verified_distillation
 from reference.sequential_refinement import sequential_refinement
 from reference.sft_sharpening import SFTConfig
-from reference.tasks import FORMATS, Problem, Task, parse_shard
-from reference.tokenizer import StreamDecoder, Tokenizer
-from reference.training import FitConfig, fit, train
+from reference.text.tokenizer import StreamDecoder, Tokenizer
+from reference.training.distributed import Processes, processes
+from reference.training.distributed import sample as sample_shared
+from reference.training.loop import FitConfig, fit, train
+from reference.training.lora import LoRAConfig, add_lora
 from reference.transformer import Config, Transformer
 from reference.uq_ttc import uq_ttc
 
@@ -432,7 +433,7 @@ def report(
     """What files of results say, as a table: accuracy with its interval, pass@k, tokens, lift over greedy decoding.
 
     Example: sharpen report runs/*.jsonl --picture runs/report.png
-    Page: evaluation
+    Page: evaluation/statistics
     """
     places = [Path(file) for file in files]
     for place in (merge, picture):
@@ -461,7 +462,7 @@ def score(
     verify were given to other prompts, of their own.)
     Example: sharpen score "1 + 1 + 1" --response "+ 1 2 + 1 3 = 3 ." --no-ended
     Example: sharpen power "1 + 1 + 1" --json | sharpen score
-    Page: scoring
+    Page: sampling
     """
     asked = Asked(given, checkpoint=checkpoint)
     speaker, stop = asked.speaker, sorted(asked.speaker.stop_ids)[:1] if ended else []
@@ -527,7 +528,7 @@ def demo() -> None:
 
     Example: sharpen demo
     """
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / "figures" / "demo.py").exists():
         raise FileNotFoundError(f"{root} has no figures/demo.py; run the demo in a clone of the repository")
     done = subprocess.run([sys.executable, "-m", "figures", "demo"], cwd=root, check=False)

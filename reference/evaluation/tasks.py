@@ -39,7 +39,7 @@ class Format:
     """How a benchmark's lines become problems."""
 
     read: Callable[[Mapping[str, Any], str | int, int], Problem]  # (line, id, seed); KeyError: a field is missing
-    grader: str  # the usual one, of `reference.graders`
+    grader: str  # the usual one, of `reference.evaluation.graders`
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a command is given, prompts and a model, and how its result is shown.
 
 Each field is an option of the commands that are given it, with the comment beside it as its help
-(`reference/command_line.py`).
+(`reference/cli/command_line.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from reference.checkpoints import find_folder, read_json, write_whole
-from reference.samples import Cost, Samples
+from reference.evaluation.tasks import Task
+from reference.interface import Cost, Samples
 from reference.sampling import child_seed, key_of
-from reference.tasks import Task
-from reference.text_model import TextModel
+from reference.text.text_model import TextModel
 from reference.transformer import Config
 
-TOY = Path(__file__).resolve().parent.parent / "toy" / "checkpoint"
+TOY = Path(__file__).resolve().parents[2] / "toy" / "checkpoint"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
