@@ -43,8 +43,8 @@ DEPENDS = (
 )  # fmt: skip
 # Candidates and votes at temperature 1, so that learning all candidates leaves the model where it is. The paper's judge
 # has 0.6, its author 0.8: sharper than the model, and in this world the misconception is what would be sharpened.
-CASCADE = CascadeConfig(votes=5, exit="none", tokens=24, temperature=1.0, top_p=None)
-CONFIG = SVDConfig(n=8, tokens=24, temperature=1.0, top_p=None, cascade=CASCADE)
+CASCADE = CascadeConfig(votes=5, exit="none", max_new_tokens=24, temperature=1.0, top_p=None)
+CONFIG = SVDConfig(n=8, max_new_tokens=24, temperature=1.0, top_p=None, cascade=CASCADE)
 QUICK = replace(CONFIG, cascade=replace(CASCADE, exit="vote"))
 BATCH, STEPS, SAMPLES = 32, 100, 4
 NULL, NULL_RESULTS = ("careless", "misguided"), RESULTS / "distillation_null.json"

@@ -20,7 +20,7 @@ DEPENDS = (
 SEEDS = (0, 1, 2)
 KINDS = ("plain", "tempting", "hard")
 COLOURS = {"all": "#000000", "plain": "#0072B2", "tempting": "#E69F00", "hard": "#CC3377"}  # Okabe-Ito
-CONFIG = PDRConfig((4,), k=2, workspace=8, tokens=20)
+CONFIG = PDRConfig((4,), k=2, workspace=8, max_new_tokens=20)
 
 
 @dataclass(frozen=True)

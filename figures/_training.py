@@ -302,7 +302,7 @@ def compare_laws() -> dict:
     (world,) = worlds(LEARNED, PROBLEMS, seeds=SEEDS[:1])
     sharp = kept("sft 50", world, lambda: sft(world, 50))
     reinforced = kept("grpo", world, lambda: reinforce(world, LONGER, REINFORCE))
-    config = PowerConfig(4.0, block=HORIZON, steps=STEPS, horizon=HORIZON)
+    config = PowerConfig(4.0, block=HORIZON, steps=STEPS, max_new_tokens=HORIZON)
     power = power_sample(world.speaker.model, world.prompts(world.heldout), config, samples_per_prompt=RESPONSES,
                          stop_ids=world.speaker.stop_ids, slots=2048, seed=100).samples  # fmt: skip
     drawn = {"base": world.sample(RESPONSES), "temperature": world.sample(RESPONSES, temperature=0.25), "power": power,

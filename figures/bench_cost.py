@@ -33,7 +33,7 @@ def measure(model: Transformer, length: int, steps: int, chains: int) -> dict:
     prompts = torch.randint(0, 11, (chains, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
     out: dict = {"length": length, "steps": steps, "chains": chains, "tokens": {}, "seconds": {}}
     for name, savings in (("savings off", False), ("savings on", True)):
-        config = PowerConfig(ALPHA, block=BLOCK, steps=steps, horizon=length, first_divergence_skip=savings,
+        config = PowerConfig(ALPHA, block=BLOCK, steps=steps, max_new_tokens=length, first_divergence_skip=savings,
                              early_reject=savings)  # fmt: skip
         out["seconds"][name] = []
         for run in range(RUNS):

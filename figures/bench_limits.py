@@ -98,8 +98,10 @@ def decode(model: Transformer, rows: int) -> list[float]:
 def sample(model: Transformer, rows: int, answer: int) -> dict[str, tuple[list[float], int]]:
     """Seconds of power sampling and of SMC in so many rows, and how many tokens each decoded."""
     prompt = torch.arange(CONTEXT) % model.vocab_size
-    power = PowerConfig(block=answer, steps=PROPOSALS, horizon=answer, first_divergence_skip=False, early_reject=False)
-    cloud = SMCConfig(particles=PARTICLES, horizon=answer)
+    power = PowerConfig(
+        block=answer, steps=PROPOSALS, max_new_tokens=answer, first_divergence_skip=False, early_reject=False
+    )
+    cloud = SMCConfig(particles=PARTICLES, max_new_tokens=answer)
     runs = {
         "power": lambda: power_sample(model, [prompt], power, stop_ids=[], samples_per_prompt=rows, slots=rows),
         "smc": lambda: power_smc(
@@ -119,7 +121,7 @@ def math500(model: Transformer, answer: int = 384, chains: int = 256) -> dict[st
     """Power sampling's seconds for some chains of so long answers, and those of 500 answers of 679 tokens at its speed,
     a token at 679 taken to cost what it does at `answer`."""
     prompts = [torch.arange(150) % model.vocab_size + i for i in range(chains)]
-    config = PowerConfig(block=192, steps=10, horizon=answer)
+    config = PowerConfig(block=192, steps=10, max_new_tokens=answer)
     begin = time.perf_counter()
     out = power_sample(model, prompts, config, stop_ids=[], slots=chains)
     synchronise()

@@ -70,7 +70,7 @@ def compute() -> dict:
     other.load_state_dict({f"model.{name}": weight for name, weight in weights.items()}, strict=False)
 
     def ours(run: int, chains: int = CHAINS, steps: int = STEPS, **setting):
-        config = PowerConfig(ALPHA, block=HORIZON, steps=steps, horizon=HORIZON, cut="horizon", **setting)
+        config = PowerConfig(ALPHA, block=HORIZON, steps=steps, max_new_tokens=HORIZON, cut="horizon", **setting)
         begin = time.perf_counter()
         out = power_sample(text_model.model, prompts[:chains], config, stop_ids=text_model.stop_ids, seed=run)
         return time.perf_counter() - begin, out

@@ -135,7 +135,7 @@ def power(world: World) -> Iterator[Row]:
     """
     per_response = world.sample(1).cost.decoded_tokens / len(world.problems)
     for alpha, steps in ((4.0, 10), (2.0, 100), (4.0, 100), (4.0, 400)):
-        config = PowerConfig(alpha, block=HORIZON, steps=steps, horizon=HORIZON)
+        config = PowerConfig(alpha, block=HORIZON, steps=steps, max_new_tokens=HORIZON)
         yield (row := ask(world, f"power p^{alpha:g}, {steps} steps", power_sample, config))
         n = round(row.decoded / per_response)
         if n > 1:
@@ -145,24 +145,24 @@ def power(world: World) -> Iterator[Row]:
 
 def particles(world: World) -> Iterator[Row]:
     """One of 8 particles that grow side by side."""
-    yield ask(world, "power SMC p^4, 8 particles", power_smc, SMCConfig(particles=8, horizon=HORIZON))
+    yield ask(world, "power SMC p^4, 8 particles", power_smc, SMCConfig(particles=8, max_new_tokens=HORIZON))
 
 
 def ladder(world: World) -> Iterator[Row]:
     """The last of three chains, for p, p^2 and p^4, that swap places."""
-    config = TemperingConfig(rungs=3, block=HORIZON, steps=3, horizon=HORIZON)
+    config = TemperingConfig(rungs=3, block=HORIZON, steps=3, max_new_tokens=HORIZON)
     yield ask(world, "parallel tempering p^4, 3 x 3 steps", parallel_tempering, config)
 
 
 def tries(world: World) -> Iterator[Row]:
     """A chain with four proposals in each step."""
-    config = MultipleTryConfig(tries=4, block=HORIZON, steps=100, horizon=HORIZON)
+    config = MultipleTryConfig(tries=4, block=HORIZON, steps=100, max_new_tokens=HORIZON)
     yield ask(world, "multiple try p^4, 4 x 100 steps", multiple_try, config)
 
 
 def chunks(world: World) -> Iterator[Row]:
     """Four tokens at a time, picked among four by what one rollout each leads to."""
-    config = LookaheadConfig(horizon=HORIZON, chunk=4, candidates=4, rollouts=1, rollout_law="g", chunk_law="g")
+    config = LookaheadConfig(max_new_tokens=HORIZON, chunk=4, candidates=4, rollouts=1, rollout_law="g", chunk_law="g")
     yield ask(world, "look-ahead p^4, 4 chunks, 1 rollout", lookahead, config)
 
 
@@ -179,7 +179,7 @@ def refinement(world: World) -> Iterator[Row]:
         return Row(method, result.samples, result.costs, seconds, (budgets["B_seq"], budgets["B_total"]))
 
     def config(*drafts: int) -> PDRConfig:
-        return PDRConfig(drafts, workspace=8, tokens=HORIZON)
+        return PDRConfig(drafts, workspace=8, max_new_tokens=HORIZON)
 
     yield timed("sequential refinement, 3 rounds", sequential_refinement, 3, config(4))
     yield timed("parallel-distill-refine (4, 1)", parallel_distill_refine, config(4))

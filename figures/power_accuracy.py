@@ -49,7 +49,8 @@ def compute() -> dict:
 
     def power(alpha: float, steps: int) -> dict:
         drawn = power_sample(
-            world.text_model.model, world.prompts, PowerConfig(alpha, block=HORIZON, steps=steps, horizon=HORIZON),
+            world.text_model.model, world.prompts,
+            PowerConfig(alpha, block=HORIZON, steps=steps, max_new_tokens=HORIZON),
             stop_ids=world.text_model.stop_ids, keys=[problem.id for problem in world.problems], seed=SEED,
         )  # fmt: skip
         return measure(world, drawn.samples, np.array([float(cost.decoded_tokens) for cost in drawn.costs]))

@@ -76,7 +76,7 @@ def compute() -> dict:
     @cache
     def moved(rule: str, cut: str, block: int, horizon: int, x: Record) -> dict[Record, float]:
         """One step from x."""
-        transition, config = WRONG.get(rule, step), PowerConfig(ALPHA, block=block, horizon=HORIZON, cut=cut)
+        transition, config = WRONG.get(rule, step), PowerConfig(ALPHA, block=block, max_new_tokens=HORIZON, cut=cut)
         return exact_law(
             lambda chance: transition(model, PROMPT, x, config, horizon, 1, stop_ids=STOPS, chance=chance)[0]
         )
@@ -108,8 +108,8 @@ def compute() -> dict:
         exact = law_after(blocks_of(block, "exact", cut), steps)
         more = {record for record, mass in exact.items() if mass > target[record]}
         drawn = power_sample(
-            model, [PROMPT], PowerConfig(ALPHA, block=block, steps=steps, horizon=HORIZON, cut=cut), stop_ids=STOPS,
-            samples_per_prompt=CHAINS, slots=2048, seed=SEED,
+            model, [PROMPT], PowerConfig(ALPHA, block=block, steps=steps, max_new_tokens=HORIZON, cut=cut),
+            stop_ids=STOPS, samples_per_prompt=CHAINS, slots=2048, seed=SEED,
         )  # fmt: skip
         rows = zip(drawn.samples.tokens[0].tolist(), drawn.samples.lengths[0].tolist())
         share = accuracy([tuple(tokens[:length]) in more for tokens, length in rows])

@@ -29,7 +29,7 @@ def compute() -> dict:
         "model": world.sample(RESPONSES),
         "temperature": world.sample(RESPONSES, 0.25),
         "power": power_sample(
-            world.text_model.model, world.prompts, PowerConfig(4.0, block=HORIZON, steps=STEPS, horizon=HORIZON),
+            world.text_model.model, world.prompts, PowerConfig(4.0, block=HORIZON, steps=STEPS, max_new_tokens=HORIZON),
             stop_ids=world.text_model.stop_ids, samples_per_prompt=RESPONSES, slots=2048, seed=SEED,
             keys=[problem.id for problem in world.problems],
         ),

@@ -43,7 +43,7 @@ def measure(epsilon: float, futures: int, alpha: float) -> dict:
     model, common = tree(epsilon, futures), {"stop_ids": (), "samples_per_prompt": DRAWS, "seed": SEED}
     exact = chain(enumerate_law(model, [0], 2, ())[2], horizon=2, alpha=alpha)
     steps = int((tv_curve(exact.initial, exact.kernel, exact.target, MOST) > 0.005).sum())
-    config = PowerConfig(alpha, block=2, steps=steps, horizon=2)
+    config = PowerConfig(alpha, block=2, steps=steps, max_new_tokens=2)
     drawn = {
         "power": power_sample(model, [[0]], config, slots=2048, **common),
         "temperature": generate(model, [[0]], max_new_tokens=2, temperature=1 / alpha, **common),

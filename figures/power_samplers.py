@@ -86,13 +86,13 @@ def sampler(method: str, size: int, horizon: int, candidates: int | None) -> Dra
         "prefetch": (power_sample, PowerConfig(ALPHA, **chain_of, prefetch=AHEAD)),
         "tries": (multiple_try, MultipleTryConfig(ALPHA, **chain_of, tries=TRIES)),
         "tempering": (parallel_tempering, TemperingConfig(ALPHA, **chain_of, rungs=RUNGS)),
-        "smc": (power_smc, SMCConfig(ALPHA, particles=size, horizon=horizon)),
+        "smc": (power_smc, SMCConfig(ALPHA, particles=size, max_new_tokens=horizon)),
     }
     chunked = {"horizon": horizon, "chunk": chunk(horizon), "candidates": size, "rollouts": 1}
     configs["chunks"] = (lookahead, LookaheadConfig(ALPHA, **chunked, rollout_law="g", chunk_law="g"))
     configs["published"] = (lookahead, LookaheadConfig(ALPHA, **chunked, weight="published"))
     for law in "pg":
-        config = LookaheadConfig(ALPHA, horizon=horizon, candidates=candidates, rollouts=size, rollout_law=law)
+        config = LookaheadConfig(ALPHA, max_new_tokens=horizon, candidates=candidates, rollouts=size, rollout_law=law)
         configs[f"lookahead {law}"] = (lookahead, config)
 
     def draw(model: LanguageModel, prompts: list, **setting) -> Generation:

@@ -40,7 +40,7 @@ def mean_interval(values) -> tuple[float, float, float]:
 def count(model, prompts, config: PowerConfig, savings: str, stop_ids, keys=None):
     """Decoded tokens of each chain, with the interval of their mean, and the mean length of what is returned."""
     skip, reject = SAVINGS[savings]
-    config = PowerConfig(config.alpha, None, config.block, config.steps, config.horizon,
+    config = PowerConfig(config.alpha, None, config.block, config.steps, config.max_new_tokens,
                          first_divergence_skip=skip, early_reject=reject)  # fmt: skip
     out = power_sample(model, prompts, config, stop_ids=stop_ids, slots=2048, seed=SEED, keys=keys)
     return mean_interval([cost.decoded_tokens for cost in out.costs]), float(out.samples.lengths.double().mean())
@@ -63,7 +63,7 @@ def compute() -> dict:
     even = TabularLM.iid([0.5, 0.3, 0.2])
     fixed = {}
     for block in BLOCKS:
-        config = PowerConfig(1.0, block=block, steps=STEPS, horizon=LENGTH)
+        config = PowerConfig(1.0, block=block, steps=STEPS, max_new_tokens=LENGTH)
         fixed[block] = {
             "measured": [x / LENGTH for x in count(even, [[0]] * (CHAINS // 10), config, "off", ())[0]],
             "exact": tokens(LENGTH, block, STEPS) / LENGTH, "paper": paper_tokens(LENGTH, block, STEPS) / LENGTH,
@@ -71,7 +71,7 @@ def compute() -> dict:
     varied: dict = {savings: {} for savings in ("off", "first-divergence skip")}
     for spread in SPREADS:
         model, conditionals = lengths_world(spread)
-        config = PowerConfig(1.0, block=BLOCK, steps=STEPS, horizon=LONGEST)
+        config = PowerConfig(1.0, block=BLOCK, steps=STEPS, max_new_tokens=LONGEST)
         for savings in varied:
             measured, length = count(model, [[1]] * CHAINS, config, savings, [0])
             exact = expected_tokens(
@@ -82,7 +82,7 @@ def compute() -> dict:
     text_model = TextModel.from_pretrained(CHECKPOINT)
     world, toy = World(text_model, make_problems(PROBLEMS, seed=SEED + 1000)), {}
     for alpha in ALPHAS:
-        config = PowerConfig(alpha, block=HORIZON, steps=TOY_STEPS, horizon=HORIZON)
+        config = PowerConfig(alpha, block=HORIZON, steps=TOY_STEPS, max_new_tokens=HORIZON)
         toy[alpha] = {}
         for savings in SAVINGS:
             keys = [problem.id for problem in world.problems]

@@ -40,7 +40,7 @@ def compute() -> dict:
     problems = relay.make_problems(PROBLEMS, SEED + 4000)
     questions = [problem.question for problem in problems]
     texts, _ = speaker.ask("author", [{"question": question} for question in questions], samples_per_prompt=N,
-                           max_new_tokens=CASCADE.tokens, seed=SEED)  # fmt: skip
+                           max_new_tokens=CASCADE.max_new_tokens, seed=SEED)  # fmt: skip
     full = verify(speaker, questions, texts, replace(CASCADE, votes=V), seed=SEED)
     truth, votes = right(problems, texts), (full.votes == 1).numpy()  # [problems, N], [problems, N, stages, V]
     each = full.calls.numpy() / V  # [problems, N, stages]: of one vote

@@ -19,7 +19,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.interface import TOLERANCE, Chance, Cost, LanguageModel, Samples, child_seed
+from reference.interface import (
+    TOLERANCE,
+    Chance,
+    Cost,
+    LanguageModel,
+    Samples,
+    check_settings,
+    check_token_settings,
+    child_seed,
+)
 from reference.sampling import GenerateConfig, extend, generate, log_probs
 from reference.self_reward import log_probability
 
@@ -35,6 +44,11 @@ class BestOfNConfig:
     top_p: float | None = None
     reward: Callable[[Samples], Tensor] = log_probability  # Samples [prompts, n] -> float64 [prompts, n]
 
+    def __post_init__(self) -> None:
+        """ValueError: a setting out of range."""
+        check_settings(self, least={"n": 1})
+        check_token_settings(self)
+
 
 @dataclass(frozen=True)
 class AdaptiveConfig:
@@ -48,8 +62,11 @@ class AdaptiveConfig:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.mu < math.inf or self.max_draws < 1:
-            raise ValueError(f"mu is {self.mu} and max_draws is {self.max_draws}; they must be above 0 and at least 1")
+        """ValueError: a setting out of range."""
+        if not isinstance(self.max_new_tokens, int):
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; the adaptive rule takes one number")
+        check_settings(self, positive=("mu",), least={"max_draws": 1})
+        check_token_settings(self)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

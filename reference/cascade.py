@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.interface import Cost
+from reference.interface import Cost, check_settings, check_token_settings
 from reference.randomness import child_seed, key_of
 from reference.text.text_model import TextModel
 
@@ -44,18 +44,14 @@ class CascadeConfig:
     stages: tuple[str, ...] | None = None  # in this order; (): the static check alone; None: all the templates have
     exit: str = "vote"  # see above
     thinking: bool = False  # a candidate must hold thinking that has ended, "</think>" (the paper's models think)
-    tokens: int = 8192  # most tokens of a judge's reply
+    max_new_tokens: int = 8192  # most tokens of a judge's reply
     temperature: float = 0.6
     top_p: float | None = 0.95
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        for name, low in (("votes", 1), ("tokens", 1), ("temperature", 0)):
-            if not (value := getattr(self, name)) >= low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}")
-        for name, known in (("policy", POLICIES), ("exit", EXITS)):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+        check_settings(self, least={"votes": 1}, among={"policy": POLICIES, "exit": EXITS})
+        check_token_settings(self)
         if self.stages is not None and len({*self.stages}) < len(self.stages):
             raise ValueError(f"stages are {self.stages}; name each once, or None for all")
 
@@ -232,7 +228,11 @@ class Judge:
         self.speaker, self.questions, self.solutions, self.seed = speaker, questions, solutions, seed
         self.keys = [key_of(key) for key in (keys if keys is not None else range(len(questions)))]
         self.transcripts, self.costs = transcripts, [Cost()] * len(questions)
-        self.settings = {"max_new_tokens": config.tokens, "temperature": config.temperature, "top_p": config.top_p}
+        self.settings = {
+            "max_new_tokens": config.max_new_tokens,
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+        }
         self.settings |= settings
 
     def vote(self, name: str, cases: Sequence[Case], *label: int) -> tuple[list[bool], list[int], list[int]]:

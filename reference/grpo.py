@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from reference.interface import check_settings
 from reference.randomness import child_seed
 from reference.sampling import Cost, LanguageModel, Samples, check_prompts
 from reference.training.loop import FitConfig, Trainer, batch_rows, digest, response_logp
@@ -50,9 +51,8 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        for name, low in (("rounds", 1), ("prompts", 1), ("group", 2), ("passes", 1), ("clip", 0), ("beta", 0)):
-            if not (value := getattr(self, name)) >= low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}")
+        least = {"rounds": 1, "prompts": 1, "group": 2, "passes": 1, "clip": 0, "beta": 0, "max_new_tokens": 1}
+        check_settings(self, least=least)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ function of a model and of a chance, and is read in two ways besides by a person
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,7 +37,8 @@ from reference.randomness import (
 
 __all__ = [
     "ACCEPT", "CHOICE", "CUT", "RESAMPLE", "SWAP", "TOKEN", "Cache", "Chance", "Cost", "Drawn", "Generation",
-    "LanguageModel", "Sample", "Samples", "absorb", "address", "check_horizons", "check_law", "check_prompts",
+    "LanguageModel", "Sample", "Samples", "absorb", "address", "check_horizons", "check_prompts", "check_settings",
+    "check_stop_ids", "check_token_settings",
     "child_seed", "int64", "inverse_cdf", "keep_best", "key_of", "log_law", "next_logits", "prefill", "uniform", "unit",
 ]  # fmt: skip
 
@@ -307,17 +308,43 @@ def check_horizons(model: LanguageModel, texts: list[Tensor], max_new_tokens: in
     return horizons
 
 
-def check_law(model: LanguageModel, stop_ids: list[int], temperature: float, top_k: int | None, top_p: float | None):
-    """ValueError: a setting of the proposal law, or a stop id, out of range."""
+def check_stop_ids(model: LanguageModel, stop_ids: Iterable[int]) -> list[int]:
+    """ValueError: one is outside the vocabulary."""
+    for stop in (stops := list(stop_ids)):
+        if not 0 <= stop < model.vocab_size:
+            raise ValueError(f"stop id {stop} is outside the model's vocabulary 0..{model.vocab_size - 1}")
+    return stops
+
+
+def check_settings(
+    settings: Any, *, positive: Collection[str] = (), least: Mapping[str, float] | None = None,
+    among: Mapping[str, Collection] | None = None,
+) -> None:  # fmt: skip
+    """ValueError: a setting that is not a finite number above 0, or below its least value, or none of the known words.
+    None, where a setting may be that, is not looked at."""
+    for name in positive:
+        if (value := getattr(settings, name)) is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be a positive number")
+    for name, low in (least or {}).items():
+        if (value := getattr(settings, name)) is not None and not value >= low:
+            raise ValueError(f"{name} is {value}; it must be at least {low}")
+    for name, known in (among or {}).items():
+        if (value := getattr(settings, name)) not in known:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}")
+
+
+def check_token_settings(settings: Any) -> None:
+    """ValueError: max_new_tokens (one number, or one for each prompt), temperature, top_k or top_p out of range."""
+    most, temperature, top_p = settings.max_new_tokens, settings.temperature, settings.top_p
+    for tokens in [most] if isinstance(most, int) else most:
+        if tokens < 1:
+            raise ValueError(f"max_new_tokens is {tokens}; it must be at least 1")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
-    if top_k is not None and top_k < 1:
+    if (top_k := getattr(settings, "top_k", None)) is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every id")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be in (0, 1], or None to keep every id")
-    for stop in stop_ids:
-        if not 0 <= stop < model.vocab_size:
-            raise ValueError(f"stop id {stop} is outside the model's vocabulary 0..{model.vocab_size - 1}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

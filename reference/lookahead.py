@@ -43,8 +43,9 @@ from reference.interface import (
     Generation,
     LanguageModel,
     check_horizons,
-    check_law,
     check_prompts,
+    check_settings,
+    check_stop_ids,
     next_logits,
 )
 from reference.sampling import extend, log_probs
@@ -55,7 +56,7 @@ class LookaheadConfig:
     """Settings. (The paper's runs: 8 kept of 32 chunks of 192 tokens, 8 rollouts of 192 tokens, published weight.)"""
 
     alpha: float = 4.0  # the power
-    horizon: int = 3072  # most response tokens; rollouts go to it
+    max_new_tokens: int = 3072  # H, the horizon: most response tokens; rollouts go to it
     candidates: int | None = 8  # K, the likeliest tokens (None: all); or L, chunks drawn
     rollouts: int = 8  # M, for each candidate
     rollout_law: str = "p"  # or "g": temperature 1/α
@@ -67,19 +68,12 @@ class LookaheadConfig:
     def temperature(self, law: str) -> float:
         return 1.0 if law == "p" else 1 / self.alpha
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha is {self.alpha}; it must be a positive number")
-        for name in ("horizon", "candidates", "rollouts", "chunk"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        for name, words in (
-            ("rollout_law", ("p", "g")), ("chunk_law", ("p", "g")), ("estimator", ("plug_in", "jackknife")),
-            ("weight", ("exact", "published")),
-        ):  # fmt: skip
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {words[0]!r} or {words[1]!r}")
+        words = {"rollout_law": ("p", "g"), "chunk_law": ("p", "g"), "estimator": ("plug_in", "jackknife"),
+                 "weight": ("exact", "published")}  # fmt: skip
+        least = dict.fromkeys(("max_new_tokens", "candidates", "rollouts", "chunk"), 1)
+        check_settings(self, positive=("alpha",), least=least, among=words)
         if self.chunk is None and self.weight == "published":
             raise ValueError("weight is 'published', which is a weight of chunks; set chunk, or weight to 'exact'")
         if self.chunk is not None and self.candidates is None:
@@ -105,7 +99,7 @@ def lookahead_page(
     y: tuple[int, ...] = ()
     decisions, clipped, M = 0, 0, config.rollouts
     candidates = likeliest_tokens if config.chunk is None else drawn_chunks
-    while (at := len(y)) < config.horizon and not (y and y[-1] in stop_ids):
+    while (at := len(y)) < config.max_new_tokens and not (y and y[-1] in stop_ids):
         texts, log_mass = candidates(model, prompt, y, config, stop_ids=stop_ids, chance=chance)
         log_x = [[mass] * M for mass in log_mass]  # log X_r of every text and rollout
         for c, r in product(range(len(texts)), range(M)):
@@ -127,7 +121,7 @@ def roll_out(
 ) -> float:  # fmt: skip
     """Draw what may follow y, up to the horizon; log of its p^α/q."""
     q, own = config.temperature(config.rollout_law), chance.child("rollouts")
-    text = extend(model, prompt, y, config.horizon, q, step=step, stop_ids=stop_ids, chance=own)
+    text = extend(model, prompt, y, config.max_new_tokens, q, step=step, stop_ids=stop_ids, chance=own)
     logp, logq = log_probs(model, prompt, text, q, first=len(y))
     return float((config.alpha * logp - logq).sum())
 
@@ -148,7 +142,7 @@ def drawn_chunks(
     stop_ids: Collection[int], chance: Chance,
 ) -> tuple[list[tuple[int, ...]], list[float]]:  # fmt: skip
     """Algorithm 2: y with each of L chunks drawn from q, and the log of the chunk's p^α/q (as published: p^α)."""
-    end, q = min(len(y) + (config.chunk or 1), config.horizon), config.temperature(config.chunk_law)
+    end, q = min(len(y) + (config.chunk or 1), config.max_new_tokens), config.temperature(config.chunk_law)
     draws, log_mass = range(config.candidates or 1), []
     texts = [extend(model, prompt, y, end, q, step=c, stop_ids=stop_ids, chance=chance) for c in draws]
     for text in texts:
@@ -200,16 +194,14 @@ def lookahead(
     from reference.engine.decoder import decode_all
     from reference.engine.requests import choose_slots, make_requests
 
-    c, stop_ids = config or LookaheadConfig(), list(stop_ids)
-    c.check()
+    c, stop_ids = config or LookaheadConfig(), check_stop_ids(model, stop_ids)
     texts, n = check_prompts(model, prompts), samples_per_prompt
-    horizons = check_horizons(model, texts, c.horizon)
-    check_law(model, stop_ids, c.temperature("g"), None, None)
+    horizons = check_horizons(model, texts, c.max_new_tokens)
     K = c.candidates or model.vocab_size
     c = replace(c, candidates=min(K, model.vocab_size) if c.chunk is None else K)
     requests = make_requests(model, texts, horizons, n, keys)
     rows = 1 + K * (c.rollouts + (c.chunk is not None))  # for each response
-    slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + c.horizon, caches=rows)
+    slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + c.max_new_tokens, caches=rows)
     decoder = Lookahead(model, texts, slots, c, requests, stop_ids, seed, estimate=estimate)
     drawn = decode_all(decoder, requests, n, keys, "look-ahead")
     decisions, clipped, waited = (x.view(len(texts), n) for x in (decoder.decisions, decoder.clipped, decoder.waited))

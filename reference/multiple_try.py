@@ -31,7 +31,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reference.interface import ACCEPT, CHOICE, CUT, Chance, LanguageModel
+from reference.interface import ACCEPT, CHOICE, CUT, Chance, LanguageModel, check_settings
 from reference.power_sampling import (
     Chain,
     PowerConfig,
@@ -55,10 +55,9 @@ class MultipleTryConfig(PowerConfig):
     def lanes(self) -> int:
         return self.tries
 
-    def check(self) -> None:
-        super().check()
-        if self.tries < 1:
-            raise ValueError(f"tries is {self.tries}; it must be at least 1")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, least={"tries": 1})
         if self.prefetch:
             raise ValueError(f"prefetch is {self.prefetch}; it must be 0, the lanes of a chain hold its tries")
 

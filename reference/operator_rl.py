@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from reference.grpo import Reinforced, advantages
+from reference.interface import check_settings
 from reference.parallel_distill_refine import Grader, PDRConfig, parallel_distill_refine
 from reference.randomness import child_seed
 from reference.sampling import Cost
@@ -46,7 +47,7 @@ from reference.text.text_model import TextModel
 from reference.training.loop import FitConfig, Trainer, batch_rows, digest, response_logp
 
 KINDS = ("trace", "operator")
-ROUND = PDRConfig((4,), tokens=16384)
+ROUND = PDRConfig((4,), max_new_tokens=16384)
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,12 @@ class OperatorConfig:
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        self.pdr.check()
         if self.pdr.temperature != 1:
             raise ValueError(f"pdr.temperature is {self.pdr.temperature}; it must be 1, the law that is trained")
         if not self.kinds or not {*self.kinds} <= {*KINDS}:
             raise ValueError(f"kinds are {self.kinds}; name one or more of {', '.join(KINDS)}")
-        if self.carries not in ("answer", "all"):
-            raise ValueError(f"carries is {self.carries!r}; it must be 'answer' or 'all'")
-        for name, least in (("rounds", 1), ("prompts", 1), ("group", 2), ("passes", 1), ("low", 0), ("high", 0),
-                            ("alpha", 0)):  # fmt: skip
-            if not (value := getattr(self, name)) >= least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        least = {"rounds": 1, "prompts": 1, "group": 2, "passes": 1, "low": 0, "high": 0, "alpha": 0}
+        check_settings(self, least=least, among={"carries": ("answer", "all")})
 
 
 @dataclass(frozen=True)

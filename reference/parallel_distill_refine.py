@@ -30,6 +30,7 @@ from statistics import fmean
 
 import torch
 
+from reference.interface import check_settings
 from reference.randomness import CHOICE, uniform
 from reference.sampling import Cost, Samples, child_seed
 from reference.text.ledger import Ledger
@@ -51,20 +52,17 @@ class PDRConfig:
     distiller: str = "summary"  # see above
     k: int = 2  # drafts that a distiller other than "summary" keeps
     workspace: int = 2048  # κ: most tokens that a workspace may have
-    tokens: int = 10240  # most tokens of a draft, and of a judge's reply
+    max_new_tokens: int = 10240  # most tokens of a draft, and of a judge's reply
     temperature: float = 1.0
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
         if not self.drafts or min(self.drafts) < 1:
             raise ValueError(f"drafts are {self.drafts}; give each round before the last at least 1, as in (4,)")
-        if self.distiller not in DISTILLERS:
-            raise ValueError(f"distiller is {self.distiller!r}; it must be one of {', '.join(DISTILLERS)}")
+        check_settings(self, among={"distiller": DISTILLERS})
         if self.distiller != "summary" and not 1 <= self.k <= min(self.drafts):
             raise ValueError(f"k is {self.k}; it must be in 1..{min(self.drafts)}, the fewest drafts of a round")
-        for name in ("workspace", "tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 token")
+        check_settings(self, least={"workspace": 1, "max_new_tokens": 1, "temperature": 0})
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,6 @@ def parallel_distill_refine(
     """settings: top_k, top_p, slots, as for `generate`. ValueError: a setting out of range, a role that the templates
     lack, an oracle without a grader, a context beyond the model's maximum."""
     config = config or PDRConfig()
-    config.check()
     if config.distiller.startswith("oracle") and grader is None:
         raise ValueError(f"distiller {config.distiller!r} needs a grader; only an experimenter has one")
     ledger = Ledger(speaker, questions, seed, keys, temperature=config.temperature, **settings)
@@ -132,7 +129,7 @@ def draft(ledger: Ledger, workspaces: Sequence[Sequence[Workspace]], n: int, con
 
     branches = len(workspaces[0])
     prompts = [[prompt(question, each) for each in own] for question, own in zip(ledger.questions, workspaces)]
-    replies = ledger.ask("draft", prompts, max_new_tokens=config.tokens, samples_per_prompt=n // branches)
+    replies = ledger.ask("draft", prompts, max_new_tokens=config.max_new_tokens, samples_per_prompt=n // branches)
     return [[text for texts in own for text in texts] for own in replies]
 
 
@@ -226,7 +223,7 @@ def ask_selector(ledger: Ledger, drafts: Drafts, branches: int, config: PDRConfi
         [speaker.prompt("selector", question=question, drafts=own, k=config.k)] * branches
         for question, own in zip(ledger.questions, drafts)
     ]
-    replies = ledger.ask("select", prompts, max_new_tokens=config.tokens)
+    replies = ledger.ask("select", prompts, max_new_tokens=config.max_new_tokens)
     named = [[speaker.parse("selector", texts[0]) or [] for texts in own] for own in replies]
     m = range(len(drafts[0]))
     return [[[-float(best.index(j) if j in best else len(m)) for j in m] for best in own] for own in named]
@@ -236,6 +233,8 @@ def count_verdicts(ledger: Ledger, drafts: Drafts, branches: int, config: PDRCon
     """How many of the stages a draft passes, one vote each, cast anew for each branch."""
     m, stages = len(drafts[0]), ledger.speaker.templates.stages
     candidates = [own * branches for own in drafts]
-    held = [ledger.hold(name, stage, candidates, max_new_tokens=config.tokens) for name, stage in stages.items()]
+    held = [
+        ledger.hold(name, stage, candidates, max_new_tokens=config.max_new_tokens) for name, stage in stages.items()
+    ]
     passed = [[float(sum(votes)) for votes in zip(*own)] for own in zip(*held)]  # [problem][branch and draft]
     return [[own[b * m : (b + 1) * m] for b in range(branches)] for own in passed]

@@ -39,8 +39,9 @@ from reference.interface import (
     LanguageModel,
     Samples,
     check_horizons,
-    check_law,
     check_prompts,
+    check_settings,
+    check_stop_ids,
 )
 from reference.power_sampling import PowerConfig, PowerSamples, Record
 from reference.sampling import extend, log_probs
@@ -66,10 +67,9 @@ class TemperingConfig(PowerConfig):
         own = {field.name: getattr(self, field.name) for field in fields(PowerConfig)}
         return PowerConfig(**own | {"alpha": self.alphas[k]})
 
-    def check(self) -> None:
-        super().check()
-        if self.rungs < 1:
-            raise ValueError(f"rungs is {self.rungs}; it must be at least 1")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, least={"rungs": 1})
         if len(self.alphas) != self.rungs or self.alphas[-1] != self.alpha:
             raise ValueError(f"ladder is {self.alphas}; it must have {self.rungs} rungs, the last of them {self.alpha}")
         if not all(low < high for low, high in zip((0.0, *self.alphas), self.alphas)):
@@ -131,7 +131,7 @@ def parallel_tempering_page(
     """N rounds on each block's horizon, which begins by extending open records."""
     xs, rounds = init(model, prompt, config, stop_ids=stop_ids, chance=chance), []
     for block in range(config.stages):
-        first, horizon = block * (config.steps + 1), min((block + 1) * config.block, config.horizon)
+        first, horizon = block * (config.steps + 1), min((block + 1) * config.block, config.max_new_tokens)
         if block > 0:
             xs = tuple(
                 extend(model, prompt, x, horizon, 1 / a, step=first, stop_ids=stop_ids, chance=of_rung(chance, k))
@@ -218,12 +218,11 @@ def parallel_tempering(
     from reference.engine.requests import choose_slots, make_requests
 
     config = config or TemperingConfig()
-    config.check()
-    n, K, stop_ids, texts = samples_per_prompt, config.rungs, list(stop_ids), check_prompts(model, prompts)
-    horizons = check_horizons(model, texts, config.horizon)
-    check_law(model, stop_ids, config.temperature, None, None)
+    n, K = samples_per_prompt, config.rungs
+    stop_ids, texts = check_stop_ids(model, stop_ids), check_prompts(model, prompts)
+    horizons = check_horizons(model, texts, config.max_new_tokens)
     requests = make_requests(model, texts, horizons, n * K, keys)
-    slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + config.horizon, caches=2, group=K)
+    slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + config.max_new_tokens, caches=2, group=K)
     ladders = Ladders(model, texts, slots, config, requests, stop_ids, seed, swap_log_ratio=swap_log_ratio)
     drawn = decode_all(ladders, requests, n * K, keys, "parallel tempering")
     shape = (len(texts), n)

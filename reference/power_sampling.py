@@ -48,12 +48,14 @@ from reference.interface import (
     Generation,
     LanguageModel,
     check_horizons,
-    check_law,
     check_prompts,
+    check_settings,
+    check_stop_ids,
     next_logits,
 )
 from reference.sampling import extend, log_probs
 
+CUTS = ("record", "horizon", "entropy")
 Record = tuple[int, ...]  # the ids of a response that has ended, or is as long as the horizon
 
 
@@ -65,7 +67,7 @@ class PowerConfig:
     proposal_temperature: float | None = None  # τ; None = 1/α. (The paper's AlpacaEval run has 0.5 beside α = 4.)
     block: int = 192  # B, tokens by which the horizon grows
     steps: int = 10  # N, Metropolis-Hastings steps per block
-    horizon: int = 3072  # H, most response tokens
+    max_new_tokens: int = 3072  # H, the horizon: most response tokens
     cut: str = "record"  # or "horizon" (the paper's, if responses had no end) or "entropy": the law of the cut
     entropy_power: float = 4.0  # β, for cut="entropy"
     entropy_floor: float = 0.0  # nats^β, for cut="entropy"; > 0 gives every position its chance
@@ -79,24 +81,19 @@ class PowerConfig:
 
     @property
     def stages(self) -> int:
-        return math.ceil(self.horizon / self.block)
+        return math.ceil(self.max_new_tokens / self.block)
 
     @property
     def lanes(self) -> int:
         """Slots that serve one chain."""
         return 1 + self.prefetch
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        positive = {name: getattr(self, name) for name in ("alpha", "proposal_temperature", "entropy_power")}
-        for name, value in positive.items():
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be a positive number")
-        for name, least in (("block", 1), ("steps", 0), ("horizon", 1), ("prefetch", 0), ("entropy_floor", 0)):
-            if not least <= (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
-        if self.cut not in ("horizon", "record", "entropy"):
-            raise ValueError(f"cut is {self.cut!r}; it must be 'horizon', 'record' or 'entropy'")
+        least = {"block": 1, "steps": 0, "max_new_tokens": 1, "prefetch": 0, "entropy_floor": 0}
+        check_settings(
+            self, positive=("alpha", "proposal_temperature", "entropy_power"), least=least, among={"cut": CUTS}
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -107,7 +104,7 @@ def init(
     model: LanguageModel, prompt: Sequence[int], config: PowerConfig, *, stop_ids: Collection[int], chance: Chance
 ) -> Record:
     """x ~ q on the first block's horizon."""
-    horizon = min(config.block, config.horizon)
+    horizon = min(config.block, config.max_new_tokens)
     return extend(model, prompt, (), horizon, config.temperature, stop_ids=stop_ids, chance=chance)
 
 
@@ -132,7 +129,7 @@ def power_sampling_page(
     """Algorithm 1 of 2510.14901: N steps on each block's horizon, which begins by extending an open record."""
     x, moves = init(model, prompt, config, stop_ids=stop_ids, chance=chance), []
     for block in range(config.stages):
-        first, horizon = block * (config.steps + 1), min((block + 1) * config.block, config.horizon)
+        first, horizon = block * (config.steps + 1), min((block + 1) * config.block, config.max_new_tokens)
         if block > 0:
             x = extend(model, prompt, x, horizon, config.temperature, step=first, stop_ids=stop_ids, chance=chance)
         for n in range(first + 1, first + 1 + config.steps):
@@ -235,12 +232,10 @@ def run(
     from reference.engine.decoder import decode_all
     from reference.engine.requests import choose_slots, make_requests
 
-    config.check()
-    stop_ids, texts = list(stop_ids), check_prompts(model, prompts)
-    horizons = check_horizons(model, texts, config.horizon)
-    check_law(model, stop_ids, config.temperature, None, None)
+    stop_ids, texts = check_stop_ids(model, stop_ids), check_prompts(model, prompts)
+    horizons = check_horizons(model, texts, config.max_new_tokens)
     requests = make_requests(model, texts, horizons, n, keys)
-    capacity = max(map(len, texts)) + config.horizon
+    capacity = max(map(len, texts)) + config.max_new_tokens
     slots = choose_slots(slots, model, len(requests), capacity, caches=1 + config.lanes)
     chains = kind(model, texts, slots, config, requests, stop_ids, seed)
     drawn = decode_all(chains, requests, n, keys, label)

@@ -42,8 +42,9 @@ from reference.interface import (
     LanguageModel,
     Samples,
     check_horizons,
-    check_law,
     check_prompts,
+    check_settings,
+    check_stop_ids,
     inverse_cdf,
     log_law,
     next_logits,
@@ -58,32 +59,31 @@ class SMCConfig:
     alpha: float = 4.0  # the power; 1 = the model itself
     particles: int = 16  # N
     proposal_temperature: float | None = None  # τ; None = 1/α_t
-    horizon: int = 3072  # H, most response tokens
+    max_new_tokens: int = 3072  # H, the horizon: most response tokens
     ess_threshold: float = 0.5  # κ; 0 = never resample, above 1 = after every token
     resampling: str = "systematic"  # or "multinomial"
     ramp: int = 0  # tokens until α_t is α: α_t = 1 + (α − 1) t / ramp before; 0 = at once
 
     def exponents(self) -> list[float]:
         """α_0 .. α_H; α_0 belongs to the empty text, of probability 1."""
-        return [1 + (self.alpha - 1) * (min(1, t / self.ramp) if self.ramp else 1) for t in range(self.horizon + 1)]
+        return [
+            1 + (self.alpha - 1) * (min(1, t / self.ramp) if self.ramp else 1) for t in range(self.max_new_tokens + 1)
+        ]
 
     @property
     def least_ess(self) -> float:
         """The effective sample size below which a cloud is resampled: κN, up to rounding."""
         return self.ess_threshold * self.particles * (1 - TOLERANCE)
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        for name in ("alpha", "proposal_temperature"):
-            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be a positive number")
-        for name, least in (("particles", 1), ("horizon", 1), ("ramp", 0), ("ess_threshold", 0)):
-            if not (value := getattr(self, name)) >= least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
-        if self.ramp > self.horizon:
-            raise ValueError(f"ramp is {self.ramp}; it must end within the horizon of {self.horizon} tokens")
-        if self.resampling not in ("systematic", "multinomial"):
-            raise ValueError(f"resampling is {self.resampling!r}; it must be 'systematic' or 'multinomial'")
+        least = {"particles": 1, "max_new_tokens": 1, "ramp": 0, "ess_threshold": 0}
+        check_settings(
+            self, positive=("alpha", "proposal_temperature"), least=least,
+            among={"resampling": ("systematic", "multinomial")},
+        )  # fmt: skip
+        if self.ramp > self.max_new_tokens:
+            raise ValueError(f"ramp is {self.ramp}; it must be at most max_new_tokens, {self.max_new_tokens}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def power_smc_page(
 
 
 def is_open(x: Sequence[int], config: SMCConfig, stop_ids: Collection[int]) -> bool:
-    return len(x) < config.horizon and not (x and x[-1] in stop_ids)
+    return len(x) < config.max_new_tokens and not (x and x[-1] in stop_ids)
 
 
 def log_mean(log_w: Sequence[float] | Tensor) -> Any:
@@ -180,13 +180,12 @@ def power_smc(
     from reference.engine.requests import choose_slots, make_requests
 
     config = config or SMCConfig()
-    config.check()
-    n, N, stop_ids, texts = samples_per_prompt, config.particles, list(stop_ids), check_prompts(model, prompts)
-    horizons = check_horizons(model, texts, config.horizon)
-    check_law(model, stop_ids, config.proposal_temperature or 1 / config.alpha, None, None)
+    n, N = samples_per_prompt, config.particles
+    stop_ids, texts = check_stop_ids(model, stop_ids), check_prompts(model, prompts)
+    horizons = check_horizons(model, texts, config.max_new_tokens)
     clouds = make_requests(model, texts, horizons, n, keys)
     requests = make_requests(model, texts, horizons, n * N, keys)
-    slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + config.horizon, group=N)
+    slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + config.max_new_tokens, group=N)
     decoder = Clouds(model, texts, slots, config, len(clouds), stop_ids, seed, log_mean=log_mean)
     drawn = decode_all(decoder, requests, n * N, keys, "power SMC")
 

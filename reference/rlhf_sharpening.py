@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reference.interface import check_settings
 from reference.randomness import CHOICE, child_seed, uniform
 from reference.sampling import Cost, LanguageModel, generate
 from reference.self_reward import log_probability
@@ -45,13 +46,10 @@ class RLHFConfig:
     pairs: int = 1  # per prompt (XPO: in each round; the paper's 1)
     max_new_tokens: int = 512  # the horizon
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        if not self.beta > 0 or not self.alpha >= 0:
-            raise ValueError(f"beta is {self.beta} and alpha is {self.alpha}; they must be above 0 and at least 0")
-        for name in ("rounds", "prompts", "pairs", "max_new_tokens"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        least = {"alpha": 0, "rounds": 1, "prompts": 1, "pairs": 1, "max_new_tokens": 1}
+        check_settings(self, positive=("beta",), least=least)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,7 +101,6 @@ def dpo_sharpen(
     """Regression on `config.pairs` pairs of base responses to each prompt (drawn from μ by the caller).
 
     minimise, policy_class, reward, settings: as for `sft_sharpen`."""
-    config.check()
     drawn = generate(
         base, prompts, samples_per_prompt=2 * config.pairs, max_new_tokens=config.max_new_tokens, stop_ids=stop_ids,
         seed=seed, **settings,
@@ -153,7 +150,6 @@ def xpo_rounds(
     """Algorithm 1, a round at a time: (π^(t+1), all pairs so far, the round's cost) for t = 1..T. Stop when you like.
 
     prompts: μ is uniform on them. minimise, policy_class, reward, settings: as for `sft_sharpen`."""
-    config.check()
     minimise = minimise or default_minimise(policy_class, seed)
     stop_ids, policy, data = list(stop_ids), base, None
     draws = torch.arange(config.rounds * config.prompts)

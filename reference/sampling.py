@@ -30,8 +30,9 @@ from reference.interface import (
     Sample,
     Samples,
     check_horizons,
-    check_law,
     check_prompts,
+    check_stop_ids,
+    check_token_settings,
     child_seed,
     inverse_cdf,
     keep_best,
@@ -44,8 +45,8 @@ from reference.interface import (
 
 __all__ = [
     "TOKEN", "Cache", "Chance", "Cost", "Drawn", "GenerateConfig", "Generation", "LanguageModel", "Sample", "Samples",
-    "check_horizons", "check_law", "check_prompts", "child_seed", "extend", "generate", "generate_page", "inverse_cdf",
-    "keep_best", "key_of", "log_law", "log_probs", "next_logits", "score", "uniform",
+    "check_horizons", "check_prompts", "check_stop_ids", "check_token_settings", "child_seed", "extend", "generate",
+    "generate_page", "inverse_cdf", "keep_best", "key_of", "log_law", "log_probs", "next_logits", "score", "uniform",
 ]  # fmt: skip
 
 
@@ -57,6 +58,10 @@ class GenerateConfig:
     temperature: float = 1.0  # 0 is greedy decoding
     top_k: int | None = None  # keep the k likeliest ids
     top_p: float | None = None  # keep the likeliest ids up to this mass
+
+    def __post_init__(self) -> None:
+        """ValueError: a setting out of range."""
+        check_token_settings(self)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -135,11 +140,9 @@ def generate(
         config = GenerateConfig(**settings)
     elif settings:
         raise TypeError(f"give the settings {', '.join(settings)} in the config, or no config")
-    stop_ids = list(stop_ids)
-    law = (config.temperature, config.top_k, config.top_p)
+    stop_ids = check_stop_ids(model, stop_ids)
     texts = check_prompts(model, prompts)
     horizons = check_horizons(model, texts, config.max_new_tokens)
-    check_law(model, stop_ids, *law)
     # Longest first: the last to end are short, and prompts of like lengths are prefilled together. Same tokens.
     order = sorted(range(len(texts)), key=lambda i: (-horizons[i], -len(texts[i])))
     texts, horizons = [texts[i] for i in order], [horizons[i] for i in order]

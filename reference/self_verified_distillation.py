@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from reference.cascade import CascadeConfig, Case, Transcript, Verification, verify
-from reference.interface import Cost, Samples
+from reference.interface import Cost, Samples, check_settings, check_token_settings
 from reference.randomness import CHOICE, child_seed, uniform
 from reference.text.text_model import TextModel
 from reference.training.loop import FitConfig, digest, fit
@@ -44,7 +44,7 @@ class SVDConfig:
     keep: str = "first"  # valid candidate of a question, or "all"
     temperature: float = 0.8
     top_p: float | None = 0.95
-    tokens: int = 32768  # most tokens of a candidate
+    max_new_tokens: int = 32768  # most tokens of a candidate
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     rounds: int = 1
     judge: str = "live"  # or "frozen": from the second round on
@@ -54,12 +54,9 @@ class SVDConfig:
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        for name, low in (("n", 1), ("tokens", 1), ("rounds", 1), ("block", 1), ("temperature", 0), ("replay", 0)):
-            if not (value := getattr(self, name)) >= low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}")
-        for name, known in (("keep", ("first", "all")), ("judge", ("live", "frozen"))):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name} is {value!r}; it must be {known[0]!r} or {known[1]!r}")
+        least = {"n": 1, "rounds": 1, "block": 1, "replay": 0}
+        check_settings(self, least=least, among={"keep": ("first", "all"), "judge": ("live", "frozen")})
+        check_token_settings(self)
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,7 @@ def collect(
             continue
         texts, drawn = author.ask(
             "author", [{"question": question} for question in questions[part]], samples_per_prompt=config.n,
-            max_new_tokens=config.tokens, temperature=config.temperature, top_p=config.top_p, keys=keys[part],
+            max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, keys=keys[part],
             seed=child_seed(seed, "draw"), **settings,
         )  # fmt: skip
         transcripts: list[Transcript] | None = [] if config.replay else None

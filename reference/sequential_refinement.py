@@ -44,12 +44,12 @@ def sequential_refinement(
     history = [draft(ledger, [[None]] * len(questions), 1, config)]
     for _ in range(rounds):
         if analyst:
-            workspaces = ledger.hold("analyse", analyst, history[-1], max_new_tokens=config.tokens)
+            workspaces = ledger.hold("analyse", analyst, history[-1], max_new_tokens=config.max_new_tokens)
             history.append(draft(ledger, workspaces, 1, config))
         else:
             carried = zip(questions, history[-1])
             prompts = [[speaker.prompt("reviser", question=question, draft=own[0])] for question, own in carried]
-            history.append([own[0] for own in ledger.ask("revise", prompts, max_new_tokens=config.tokens)])
+            history.append([own[0] for own in ledger.ask("revise", prompts, max_new_tokens=config.max_new_tokens)])
     return finish(ledger, history)
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from reference.best_of_n import BestOfN, adaptive_best_of_n, best_of_n
+from reference.interface import check_settings
 from reference.randomness import CHOICE, uniform
 from reference.sampling import Cost, LanguageModel, Samples
 from reference.self_reward import log_probability
@@ -206,6 +207,10 @@ class SFTConfig:
     n: int = 50  # N, draws per prompt; with mu the most that the adaptive rule may take
     mu: float | None = None  # None: N draws for every prompt; else the adaptive rule's constant, ln(2/δ) in Theorem D.1
     max_new_tokens: int = 512  # the horizon
+
+    def __post_init__(self) -> None:
+        """ValueError: a setting out of range."""
+        check_settings(self, positive=("mu",), least={"n": 1, "max_new_tokens": 1})
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def uq_ttc(
     and the cascade. settings: slots. ValueError: as from `generate` and `verify`."""
     prompts = [speaker.prompt("author", question=question) for question in questions]
     texts, drawn = speaker.reply(
-        prompts, samples_per_prompt=config.n, max_new_tokens=config.tokens, temperature=config.temperature,
+        prompts, samples_per_prompt=config.n, max_new_tokens=config.max_new_tokens, temperature=config.temperature,
         top_p=config.top_p, seed=child_seed(seed, "draw"), keys=keys, **settings,
     )  # fmt: skip
     record = verify(speaker, questions, texts, config.cascade, seed=child_seed(seed, "verify"), keys=keys, **settings)

@@ -32,9 +32,9 @@ from toy.relay import make_problems
 
 QUESTIONS = [problem.question for problem in make_problems(4, seed=5)]
 FIT = FitConfig(epochs=2, batch=4, rate=1e-3)
-PDR = PDRConfig((2, 1), tokens=20, workspace=8)
-CASCADE = CascadeConfig(votes=2, tokens=30)
-SVD = SVDConfig(n=4, tokens=24, temperature=1.0, cascade=CASCADE)
+PDR = PDRConfig((2, 1), max_new_tokens=20, workspace=8)
+CASCADE = CascadeConfig(votes=2, max_new_tokens=30)
+SVD = SVDConfig(n=4, max_new_tokens=24, temperature=1.0, cascade=CASCADE)
 
 
 class Speaker:

@@ -159,7 +159,7 @@ def early_exit_page(
     """Short records are returned before the longer ones that they should compete with are states at all."""
     x, moves = init(model, prompt, config, stop_ids=stop_ids, chance=chance), []
     for block in range(config.stages):
-        first, horizon = block * (config.steps + 1), min((block + 1) * config.block, config.horizon)
+        first, horizon = block * (config.steps + 1), min((block + 1) * config.block, config.max_new_tokens)
         if block > 0:
             x = extend(model, prompt, x, horizon, config.temperature, step=first, stop_ids=stop_ids, chance=chance)
         for n in range(first + 1, first + 1 + config.steps):
@@ -180,7 +180,7 @@ def authors_page(
     for block in range(config.stages):
         first = block * (config.steps + 1)
         # WRONG: horizon = min((block + 1) * config.block, config.horizon)
-        horizon = min(config.block if block == 0 else len(x) + config.block, config.horizon)
+        horizon = min(config.block if block == 0 else len(x) + config.block, config.max_new_tokens)
         if block > 0:
             x = extend(model, prompt, x, horizon, config.temperature, step=first, stop_ids=stop_ids, chance=chance)
         for n in range(first + 1, first + 1 + config.steps):

@@ -138,7 +138,7 @@ def measure(world: World, folder: Path, n: int = 2000, seed: int = 0, log=print)
             "reviser", question_with(draft=[world.decode(row) for row in earlier]), f"revise {r}"
         )
     for schedule in ((4,), (4, 4)):
-        config = PDRConfig(drafts=schedule, workspace=horizon, tokens=horizon)
+        config = PDRConfig(drafts=schedule, workspace=horizon, max_new_tokens=horizon)
         name = f"parallel-distill-refine {(*schedule, 1)}"
         refined = parallel_distill_refine(speaker, texts, config, seed=child_seed(seed, name))
         roles[name] = by_class(relay.answers_of(world, rows_of(refined.samples)[:, 0]) == truth, kinds)

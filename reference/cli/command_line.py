@@ -29,11 +29,8 @@ from typing import Any
 
 from reference.cli.asking import Answers, Asked, Checkpoint, Method, Output, show
 
-NAMES = {  # Hugging Face's, and one of ours
-    "horizon": "max_new_tokens", "tokens": "max_new_tokens", "n": "num_samples", "samples": "num_samples",
-    "path": "task",
-}  # fmt: skip
-TOKENS = ("horizon", "tokens", "max_new_tokens", "workspace")  # settings that the context limits
+NAMES = {"n": "num_samples", "samples": "num_samples", "path": "task"}  # Hugging Face's, and one of ours
+TOKENS = ("max_new_tokens", "workspace")  # settings that the context limits
 ELSEWHERE = ("asked", "output", "stream", "candidate")  # settings of a method for which evaluate has its own, or no use
 POSITIONAL = {"prompt": "?", "files": "+"}
 METAVARS = {"whole number": "N", "number": "X", "text": "TEXT"}
@@ -189,7 +186,8 @@ def make_parser(name: str, text: str, options: Sequence[Option]) -> tuple[Parser
         if leaf in POSITIONAL:
             group.add_argument(named, nargs=POSITIONAL[leaf], metavar=leaf.upper(), **common)
             continue
-        spelled = [named, leaf] if named == "max_new_tokens" != leaf else [named]
+        spelled = [named, "horizon", "tokens"] if named == "max_new_tokens" else [named]
+        spelled += ["cascade_tokens"] if named == "cascade_max_new_tokens" else []
         flags = [f"--{each.replace('_', '-')}" for each in spelled]
         if option.hint is bool:
             kind = argparse.BooleanOptionalAction if option.default else "store_true"

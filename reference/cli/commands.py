@@ -196,7 +196,7 @@ def verify(
     Page: uq_ttc, cascade
     """
     if candidate is None:
-        own = SVDConfig(n=n, temperature=temperature, top_p=top_p, tokens=max_new_tokens, cascade=cascade)
+        own = SVDConfig(n=n, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, cascade=cascade)
         return asked.discuss(uq_ttc, own)
     for i, question in enumerate(asked.questions):
         one = asked.about([question], asked.keys[i : i + 1])
@@ -548,7 +548,6 @@ def _stream(asked: Asked, prompt: list[int], key: int | str, **law: Any) -> Iter
 
     (text,), horizon = sampling.check_prompts(model, [prompt]), law.pop("max_new_tokens")
     sampling.check_horizons(model, [text], horizon)
-    sampling.check_law(model, list(speaker.stop_ids), *law.values())
     requests = make_requests(model, [text], [horizon], 1, [key])
     decoder = Decoder(model, [text], 1, horizon, stop_ids=speaker.stop_ids, seed=asked.seed, **law)
     decoder.load(torch.zeros(1, dtype=torch.int64, device=model.device), requests)
@@ -568,7 +567,7 @@ def _rewards(asked: Asked) -> dict[str, Callable[[Samples], torch.Tensor]]:
         return majority_vote([[speaker.parse("author", text) for text in own] for own in speaker.texts(samples)])
 
     def judge(samples: Samples) -> torch.Tensor:
-        most = CascadeConfig(tokens=min(CascadeConfig.tokens, asked.checkpoint.room()))
+        most = CascadeConfig(max_new_tokens=min(CascadeConfig.max_new_tokens, asked.checkpoint.room()))
         told = model_as_judge(asked.speaker, asked.questions, most, seed=asked.seed, keys=asked.keys, slots=asked.slots)
         return told(samples)
 

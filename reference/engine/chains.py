@@ -76,7 +76,7 @@ class Chains(Proposals):
         """Begin chains, with a draw of the proposal law on the first block."""
         super().load(slots, requests)
         self.request[slots], self.key[slots], self.sample[slots] = requests.index, requests.key, requests.sample
-        self.limit[slots] = min(self.config.block, self.config.horizon)
+        self.limit[slots] = min(self.config.block, self.config.max_new_tokens)
         self.step[slots], self.threshold[slots] = 0, -math.inf
 
     def advance(self) -> Tensor:
@@ -130,7 +130,7 @@ class Chains(Proposals):
             at, step = slots.repeat_interleave(grid[1]), (self.step[slots, None] + ahead).flatten()  # [grid]
             who, length = (self.key[at], self.sample[at], step), self.length[at]
             extends = step % (c.steps + 1) == 0  # the first step of a block draws the rest of an open record
-            horizon = ((step // (c.steps + 1) + 1) * c.block).clamp(max=c.horizon)
+            horizon = ((step // (c.steps + 1) + 1) * c.block).clamp(max=c.max_new_tokens)
 
             cut = torch.where(extends, length, self.draw_cuts(at, uniform(self.seed, *who, 0, CUT), horizon))
             tries = address(self.seeds, *(word[:, None] for word in who))  # [grid, tries]

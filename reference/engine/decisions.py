@@ -37,9 +37,9 @@ class Lookahead(Branches):
         c = self.config = config
         self.estimate = estimate
         K = c.candidates or model.vocab_size
-        branches = partial(Branches, model, prompts, slots, c.horizon, stop_ids=stop_ids)
+        branches = partial(Branches, model, prompts, slots, c.max_new_tokens, stop_ids=stop_ids)
         measure = partial(likeliest, k=K) if c.chunk is None else None
-        super().__init__(model, prompts, slots, c.horizon, stop_ids=stop_ids, seed=seed, measure=measure)
+        super().__init__(model, prompts, slots, c.max_new_tokens, stop_ids=stop_ids, seed=seed, measure=measure)
         rollout_seed = child_seed(seed, "rollouts")
         self.lanes = branches(shape=(K, c.rollouts), temperature=c.temperature(c.rollout_law), seed=rollout_seed)
         self.heads: Any = c.chunk and branches(shape=(K,), temperature=c.temperature(c.chunk_law), seed=seed)
@@ -96,7 +96,7 @@ class Lookahead(Branches):
         """Draw chunks, and begin rows with each; their log weights without F, [n, L]."""
         c, heads = self.config, self.heads
         drawn, of = heads.rows(slots), slots[:, None]
-        heads.limit[drawn] = (at[:, None] + (c.chunk or 1)).clamp(max=c.horizon)
+        heads.limit[drawn] = (at[:, None] + (c.chunk or 1)).clamp(max=c.max_new_tokens)
         heads.fork(drawn, self, of.expand_as(drawn), at[:, None].expand_as(drawn))
         self.roll(heads, drawn, slots, drawn % drawn.shape[1])  # the same steps each time: the positions differ
         of = drawn[..., None].expand_as(rows)

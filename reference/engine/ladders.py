@@ -45,7 +45,7 @@ class Ladders(Chains):
         self.alphas = torch.tensor(config.alphas, dtype=torch.float64, device=model.device)
         self.measure, self.measures = (
             partial(zetas, alphas=config.alphas, by_entropy=config.cut == "entropy"),
-            self.weight.new_zeros((slots, config.horizon + 1, config.rungs + (config.cut == "entropy"))),
+            self.weight.new_zeros((slots, config.max_new_tokens + 1, config.rungs + (config.cut == "entropy"))),
         )
         ladders = len(requests) // config.rungs
         self.rounds = torch.zeros(ladders, dtype=torch.int64, device=model.device)
@@ -109,7 +109,7 @@ class Ladders(Chains):
         step, length = self.step[slots], self.length[slots]
         who = (self.seeds[self.request[slots] % self.group], self.key[slots], self.sample[slots], step)
         extends = step % (c.steps + 1) == 0  # the first step of a block draws the rest of an open record
-        horizon = ((step // (c.steps + 1) + 1) * c.block).clamp(max=c.horizon)
+        horizon = ((step // (c.steps + 1) + 1) * c.block).clamp(max=c.max_new_tokens)
         cut = torch.where(extends, length, self.draw_cuts(slots, uniform(*who, 0, CUT), horizon))
         u = self.numbers_of_rung(slots)
         changed = (self.columns >= cut[:, None]) & (self.columns < length[:, None])

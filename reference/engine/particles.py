@@ -32,13 +32,18 @@ class Clouds(Decoder):
         stop_ids: Iterable[int], seed: int, *, log_mean: Callable[[Tensor], Tensor],
     ):  # fmt: skip
         temperature = config.proposal_temperature or 1 / config.alpha
-        super().__init__(model, prompts, slots, config.horizon, stop_ids=stop_ids, temperature=temperature, seed=seed)
+        super().__init__(
+            model, prompts, slots, config.max_new_tokens, stop_ids=stop_ids, temperature=temperature, seed=seed
+        )
         self.config, self.group, self.log_mean, device = config, config.particles, log_mean, model.device
         self.request, self.key, self.sample, self.time = torch.zeros((4, slots), dtype=torch.int64, device=device)
         self.total, self.log_weight = torch.zeros((2, slots), dtype=torch.float64, device=device)  # log p, log W
         self.exponents = torch.tensor(config.exponents(), dtype=torch.float64, device=device)
         self.log_weights = self.total.new_zeros((clouds, self.group))
-        self.log_normalizer, self.ess = self.total.new_zeros(clouds), self.total.new_zeros((clouds, config.horizon))
+        self.log_normalizer, self.ess = (
+            self.total.new_zeros(clouds),
+            self.total.new_zeros((clouds, config.max_new_tokens)),
+        )
         self.resampled = torch.zeros_like(self.ess, dtype=torch.bool)
 
     def load(self, slots: Tensor, requests: Requests) -> None:
@@ -52,7 +57,7 @@ class Clouds(Decoder):
 
     def proposal_law(self, logits: Tensor, logp: Tensor) -> Tensor:
         if self.config.ramp and self.config.proposal_temperature is None:
-            return log_law(logits, 1 / self.exponents[(self.time + 1).clamp(max=self.config.horizon)])
+            return log_law(logits, 1 / self.exponents[(self.time + 1).clamp(max=self.config.max_new_tokens)])
         return super().proposal_law(logits, logp)
 
     def advance(self) -> Tensor:
@@ -80,7 +85,7 @@ class Clouds(Decoder):
     def weigh(self, at: Tensor, grows: Tensor, going: Tensor) -> None:
         """Multiply the weights in the clouds that go on by ω_t; the tokens of the particles that grew are at `at`."""
         logp, logq = (x.gather(1, at)[:, 0].double().masked_fill(~grows, 0) for x in (self.logp, self.logq))
-        before, after = self.exponents[self.time], self.exponents[(self.time + 1).clamp(max=self.config.horizon)]
+        before, after = self.exponents[self.time], self.exponents[(self.time + 1).clamp(max=self.config.max_new_tokens)]
         total = self.total + logp
         self.log_weight += (after * total - before * self.total - logq).masked_fill(~going, 0)
         self.total = total

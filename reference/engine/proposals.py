@@ -38,16 +38,18 @@ class Proposals(Decoder):
     ):  # fmt: skip
         by_entropy, device = config.cut == "entropy", model.device
         super().__init__(
-            model, prompts, slots, config.horizon, stop_ids=stop_ids, temperature=config.temperature, seed=seed,
+            model, prompts, slots, config.max_new_tokens, stop_ids=stop_ids, temperature=config.temperature, seed=seed,
             measure=entropy if by_entropy else None,
         )  # fmt: skip
         self.config = config
         self.falling = 1 <= 1 / config.temperature <= config.alpha  # every w_t <= 0
         self.threshold = torch.zeros(slots, dtype=torch.float64, device=device)  # proposals above it are accepted
-        self.weight = torch.zeros((slots, config.horizon + 2), dtype=torch.float64, device=device)  # Σ of the first t w
-        count = torch.arange(config.horizon + 2, device=device).double()
+        self.weight = torch.zeros(
+            (slots, config.max_new_tokens + 2), dtype=torch.float64, device=device
+        )  # Σ of the first t w
+        count = torch.arange(config.max_new_tokens + 2, device=device).double()
         self.mass = (torch.ones_like(count) if config.cut == "horizon" else count).repeat(slots, 1)  # likewise of e
-        self.measures = self.weight.new_zeros((slots, config.horizon + 1, int(by_entropy)))
+        self.measures = self.weight.new_zeros((slots, config.max_new_tokens + 1, int(by_entropy)))
 
     def advance(self) -> Tensor:
         """One token for every slot; bool [S]: the proposals that have just ended, or been dropped."""

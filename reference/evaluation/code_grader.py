@@ -40,7 +40,7 @@ class CodeLimits:
     processes: int = 16  # threads count
     file_size: int = 2**20  # bytes, for each file
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
         for name in self.__dataclass_fields__:
             if not 0 < (value := getattr(self, name)) < 2**62:
@@ -98,7 +98,6 @@ if os.getpid() == me:
 def run_program(source: str, limits: CodeLimits | None = None) -> Outcome:
     """Right if the program, which ends with its tests, comes to its end without an exception."""
     limits = limits or CodeLimits()
-    limits.check()
     root = os.name == "posix" and os.geteuid() == 0
     uid = 60_000 + os.getpid() % 5_000 if root else None  # a number for each run: processes are counted for each user
     prefix, _ = namespaces()

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from reference.interface import check_settings
 from reference.randomness import CHOICE, uniform
 from reference.sampling import Generation, LanguageModel, check_prompts, generate
 from reference.training.lora import lora_layers
@@ -57,14 +58,11 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        for name, low in (("batch", 1), ("micro", 1), ("save_every", 1), ("warmup", 0), ("weight_decay", 0)):
-            if (value := getattr(self, name)) is not None and not value >= low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}")
-        for name in ("epochs", "rate", "clip"):
-            if not (value := getattr(self, name)) > 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
-        if self.schedule not in ("linear", "cosine", "constant"):
-            raise ValueError(f"schedule is {self.schedule!r}; it must be 'linear', 'cosine' or 'constant'")
+        least = {"batch": 1, "micro": 1, "save_every": 1, "warmup": 0, "weight_decay": 0}
+        schedules = ("linear", "cosine", "constant")
+        check_settings(self, positive=("epochs", "rate"), least=least, among={"schedule": schedules})
+        if not self.clip > 0:
+            raise ValueError(f"clip is {self.clip}; it must be above 0 (inf: never clipped)")
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16 and device.type == "cuda")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reference.interface import check_settings
 from reference.randomness import child_seed
 from reference.transformer import at_least_float32
 
@@ -29,6 +30,10 @@ class LoRAConfig:
     alpha: float = 32.0  # the adapters' weight is alpha / rank
     targets: tuple[str, ...] = PROJECTIONS  # last part of a layer's name
     seed: int = 0  # of A
+
+    def __post_init__(self) -> None:
+        """ValueError: a setting out of range."""
+        check_settings(self, least={"rank": 1})
 
 
 class LoRALinear(nn.Linear):
@@ -64,8 +69,6 @@ def lora_layers(model: Any) -> list[LoRALinear]:
 
 def add_lora(model: Any, config: LoRAConfig) -> Any:
     """Give the target layers adapters, in place. They change no logit at first. ValueError: nothing to adapt."""
-    if config.rank < 1:
-        raise ValueError(f"rank is {config.rank}; it must be at least 1")
     found = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
     names = {name.rpartition(".")[2] for name in found}
     if unknown := [target for target in config.targets if target not in names]:

@@ -28,7 +28,7 @@ ASKS = {  # what a graph cannot hold: an operation that hands a value, or a shap
     "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "bincount",
     "repeat_interleave", "lift_fresh", "scalar_tensor",  # .. or, the last two, makes a tensor there that is copied over
 }  # fmt: skip
-POWER = PowerConfig(2.0, block=6, steps=4, horizon=HORIZON)
+POWER = PowerConfig(2.0, block=6, steps=4, max_new_tokens=HORIZON)
 RUNS = {
     "generate": lambda model, prompts, kw: generate(
         model, prompts, max_new_tokens=HORIZON, samples_per_prompt=3, temperature=0.7, top_k=9, top_p=0.95, **kw
@@ -37,14 +37,16 @@ RUNS = {
     "entropy cuts": lambda model, prompts, kw: power_sample(model, prompts, replace(POWER, cut="entropy"), **kw),
     "prefetching": lambda model, prompts, kw: power_sample(model, prompts, replace(POWER, prefetch=2), **kw),
     "multiple try": lambda model, prompts, kw: multiple_try(
-        model, prompts, MultipleTryConfig(2.0, block=6, steps=4, horizon=HORIZON, tries=2), **kw
+        model, prompts, MultipleTryConfig(2.0, block=6, steps=4, max_new_tokens=HORIZON, tries=2), **kw
     ),
     "tempering": lambda model, prompts, kw: parallel_tempering(
-        model, prompts, TemperingConfig(2.0, rungs=3, block=6, steps=3, horizon=HORIZON), **kw
+        model, prompts, TemperingConfig(2.0, rungs=3, block=6, steps=3, max_new_tokens=HORIZON), **kw
     ),
-    "SMC, ramp": lambda model, prompts, kw: power_smc(model, prompts, SMCConfig(2.0, 4, horizon=HORIZON, ramp=4), **kw),
+    "SMC, ramp": lambda model, prompts, kw: power_smc(
+        model, prompts, SMCConfig(2.0, 4, max_new_tokens=HORIZON, ramp=4), **kw
+    ),
     "look-ahead": lambda model, prompts, kw: lookahead(
-        model, prompts, LookaheadConfig(2.0, horizon=HORIZON, candidates=2, rollouts=2), **kw
+        model, prompts, LookaheadConfig(2.0, max_new_tokens=HORIZON, candidates=2, rollouts=2), **kw
     ),
 }
 SETTINGS = {"stop_ids": [1], "seed": 3, "slots": 6}

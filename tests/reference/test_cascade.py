@@ -71,7 +71,7 @@ AUTHOR = Role(lambda question: [SOLVE], lambda text: text if text in (str(RIGHT)
 SPEAKER = TextModel(table(), Words(), frozenset(), Templates(
     "table", {"author": AUTHOR}, {"cycle": CYCLE, "facts": judge_stage("facts"), "correct": judge_stage("correct")}
 ))  # fmt: skip
-PLAIN = CascadeConfig(votes=3, tokens=1, temperature=1.0, top_p=None, exit="none")
+PLAIN = CascadeConfig(votes=3, max_new_tokens=1, temperature=1.0, top_p=None, exit="none")
 
 
 def drafts(questions, n, seed=1):

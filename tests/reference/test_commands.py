@@ -493,7 +493,7 @@ def shout(
     from reference.sampling import generate
 
     assert (config.volume, config.names, times) == (None, ("c", "d"), 4)
-    return asked.draw(generate, max_new_tokens=config.horizon, samples_per_prompt=asked.n)
+    return asked.draw(generate, max_new_tokens=config.max_new_tokens, samples_per_prompt=asked.n)
 
 
 def test_a_method_is_one_function(run, tmp_path, monkeypatch):
@@ -544,12 +544,12 @@ def test_options_are_the_settings():
     given = vars(parser.parse_args(line.split()))
     values = {path: value for named, value in given.items() for path in paths[named]}
     config = build(commands.power, values, 100)["config"]
-    assert config == replace(PowerConfig(), alpha=2.0, cut="record", horizon=9, early_reject=False)
+    assert config == replace(PowerConfig(), alpha=2.0, cut="record", max_new_tokens=9, early_reject=False)
     assert build(commands.power, {}, 100)["config"].horizon == 100  # what the context leaves
     assert (
         build(commands.power, {"config.horizon": 900}, 100)["config"].horizon == 900
     )  # but not against the user's word
-    assert build(commands.power, {}, 5000)["config"].horizon == PowerConfig().horizon
+    assert build(commands.power, {}, 5000)["config"].horizon == PowerConfig().max_new_tokens
 
 
 def test_the_overview_needs_no_torch(tmp_path):

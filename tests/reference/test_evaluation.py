@@ -68,7 +68,7 @@ def test_answers_are_found_and_compared():
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs of the toy checkpoint, by power sampling. This file is also the program that is killed.
 
-CONFIG = PowerConfig(alpha=4.0, block=12, steps=3, horizon=24)
+CONFIG = PowerConfig(alpha=4.0, block=12, steps=3, max_new_tokens=24)
 PROBLEMS = 50
 
 

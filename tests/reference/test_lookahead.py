@@ -16,7 +16,7 @@ from theory.lookahead import lookahead_law
 from theory.power import power_law
 from toy.tabular import TabularLM, enumerate_law
 
-BY_TOKEN = LookaheadConfig(alpha=4.0, horizon=3, candidates=None, rollouts=2, estimator="plug_in")
+BY_TOKEN = LookaheadConfig(alpha=4.0, max_new_tokens=3, candidates=None, rollouts=2, estimator="plug_in")
 BY_CHUNK = dataclasses.replace(BY_TOKEN, chunk=2, candidates=3)
 
 
@@ -26,7 +26,7 @@ def draw(model, config, n, slots=16384, prompts=PROMPTS, seed=2):
 
 def exact_law(conditionals, c):
     """(records, their probabilities) that the settings of a sampler give."""
-    settings = {"horizon": c.horizon, "alpha": c.alpha, "rollouts": c.rollouts, "rollout_law": c.rollout_law}
+    settings = {"horizon": c.max_new_tokens, "alpha": c.alpha, "rollouts": c.rollouts, "rollout_law": c.rollout_law}
     if c.chunk is None:
         settings |= {"estimator": {"jackknife": "clipped"}.get(c.estimator, c.estimator), "candidates": c.candidates}
     else:
@@ -38,7 +38,7 @@ def exact_law(conditionals, c):
 def assert_law(model, config, runs=None, n=110_000, detect=0.02, target=None):
     """The output of one prompt has the exact law of its settings, or p^α itself; `runs`: the settings that it has."""
     result = draw(model, runs or config, n, prompts=PROMPTS[:1])
-    _, logp, conditionals = enumerate_law(model, PROMPTS[0], config.horizon, STOPS)
+    _, logp, conditionals = enumerate_law(model, PROMPTS[0], config.max_new_tokens, STOPS)
     records, law = exact_law(conditionals, config)
     if target == "p^α":
         assert np.abs(power_law(logp, config.alpha) - law).max() < 1e-9
@@ -91,8 +91,8 @@ def test_the_other_weight_is_caught(weight):
 # --- Decoding --------------------------------------------------------------------------------------------------------
 
 CONFIGS = {
-    "tokens": dataclasses.replace(BY_TOKEN, horizon=5, candidates=2, estimator="jackknife"),
-    "chunks": dataclasses.replace(BY_CHUNK, horizon=5, rollout_law="g", estimator="jackknife"),
+    "tokens": dataclasses.replace(BY_TOKEN, max_new_tokens=5, candidates=2, estimator="jackknife"),
+    "chunks": dataclasses.replace(BY_CHUNK, max_new_tokens=5, rollout_law="g", estimator="jackknife"),
 }
 
 
@@ -126,18 +126,18 @@ def test_log_probabilities_are_the_models(name, mode):
 
 
 @pytest.mark.parametrize(("config", "same"), [
-    (dataclasses.replace(BY_TOKEN, alpha=1.0, horizon=4), {"temperature": 1.0}),
-    (dataclasses.replace(BY_TOKEN, alpha=1.0, horizon=4, candidates=2), {"top_k": 2}),
-    (dataclasses.replace(BY_TOKEN, horizon=1), {"temperature": 0.25}),
-    (dataclasses.replace(BY_CHUNK, candidates=1, horizon=4, chunk_law="g"), {"temperature": 0.25}),
-    (dataclasses.replace(BY_CHUNK, candidates=1, horizon=4, chunk=3), {}),
+    (dataclasses.replace(BY_TOKEN, alpha=1.0, max_new_tokens=4), {"temperature": 1.0}),
+    (dataclasses.replace(BY_TOKEN, alpha=1.0, max_new_tokens=4, candidates=2), {"top_k": 2}),
+    (dataclasses.replace(BY_TOKEN, max_new_tokens=1), {"temperature": 0.25}),
+    (dataclasses.replace(BY_CHUNK, candidates=1, max_new_tokens=4, chunk_law="g"), {"temperature": 0.25}),
+    (dataclasses.replace(BY_CHUNK, candidates=1, max_new_tokens=4, chunk=3), {}),
 ])  # fmt: skip
 def test_it_is_generate_where_it_should_be(config, same):
     """Equal tokens: no power, nothing to look ahead to, or one chunk to pick from."""
     model = WORLD["transformer"]()
     ours = draw(model, config, 50, slots=40).samples
     plain = generate(
-        model, PROMPTS, max_new_tokens=config.horizon, stop_ids=STOPS, samples_per_prompt=50, seed=2, **same
+        model, PROMPTS, max_new_tokens=config.max_new_tokens, stop_ids=STOPS, samples_per_prompt=50, seed=2, **same
     )
     assert torch.equal(ours.tokens, plain.samples.tokens) and torch.equal(ours.finished, plain.samples.finished)
 
@@ -147,7 +147,7 @@ def test_costs_are_counted():
     H, K, M, n = 5, 3, 2, 4
     model = TabularLM.random(K, 9, seed=1)
     for chunk, L in ((None, None), (2, 3)):
-        config = LookaheadConfig(horizon=H, candidates=L, rollouts=M, chunk=chunk)
+        config = LookaheadConfig(max_new_tokens=H, candidates=L, rollouts=M, chunk=chunk)
         result = lookahead(model, [[1, 2]], config, stop_ids=[], samples_per_prompt=n)
         if chunk is None:
             decoded = sum(1 + K * M * (H - t - 1) for t in range(H))

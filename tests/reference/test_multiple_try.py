@@ -12,7 +12,7 @@ from tests.assertions import assert_same_samples
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, assert_law
 from tests.reference.test_prefetching import CASES, assert_same_chains
 
-CONFIG = MultipleTryConfig(alpha=4.0, block=2, steps=2, horizon=4, tries=3)  # TV(g, p^α) = .41 in the table
+CONFIG = MultipleTryConfig(alpha=4.0, block=2, steps=2, max_new_tokens=4, tries=3)  # TV(g, p^α) = .41 in the table
 
 
 def draw(model, config, n, slots=4096, prompts=PROMPTS, seed=2):
@@ -53,7 +53,9 @@ def test_wrong_acceptances_are_caught(monkeypatch):
 
 
 def test_alpha_one_accepts_everything():
-    assert draw(WORLD["table"](), dataclasses.replace(CONFIG, alpha=1.0, horizon=6, cut="horizon"), 50).accepted.all()
+    assert draw(
+        WORLD["table"](), dataclasses.replace(CONFIG, alpha=1.0, max_new_tokens=6, cut="horizon"), 50
+    ).accepted.all()
 
 
 @pytest.mark.parametrize("name", WORLD)
@@ -69,7 +71,7 @@ def test_the_skip_changes_no_token(name, change):
 
 @pytest.mark.parametrize("name", WORLD)
 def test_a_chain_depends_neither_on_the_batch_nor_on_the_slots(name):
-    model, config = WORLD[name](), dataclasses.replace(CONFIG, horizon=4, block=2)
+    model, config = WORLD[name](), dataclasses.replace(CONFIG, max_new_tokens=4, block=2)
     common = {"stop_ids": STOPS, "seed": 5, "samples_per_prompt": 6}
     whole = multiple_try(model, PROMPTS, config, slots=18, keys=["a", "b", "c"], **common)
     for order, slots in (([2, 0, 1], 1), ([1], 4), ([1, 2], 5)):
@@ -91,7 +93,7 @@ def test_costs_are_counts(monkeypatch):
         return advance(self)
 
     monkeypatch.setattr(Decoder, "advance", counted)
-    config = dataclasses.replace(CONFIG, steps=20, horizon=6, first_divergence_skip=False)
+    config = dataclasses.replace(CONFIG, steps=20, max_new_tokens=6, first_divergence_skip=False)
     cost = draw(WORLD["another implementation"](), config, 1, prompts=PROMPTS[:1]).cost
     assert cost.sequential_tokens == len(rows) and min(rows) >= 1
     assert cost.decoded_tokens == sum(rows) and max(rows) == CONFIG.tries

@@ -288,7 +288,9 @@ def test_it_learns_what_it_is_trained_as(kinds, state):
 
 def test_a_round_on_the_relay_task():
     speaker, problems = TextModel.from_pretrained(CHECKPOINT), relay.make_problems(8)
-    config = OperatorConfig(rounds=1, prompts=8, group=4, carries="all", pdr=PDRConfig((4,), workspace=8, tokens=20))
+    config = OperatorConfig(
+        rounds=1, prompts=8, group=4, carries="all", pdr=PDRConfig((4,), workspace=8, max_new_tokens=20)
+    )
     out = operator_rl(
         speaker, [problem.question for problem in problems],
         lambda i, text: relay.answer(text) == problems[i].answer, config, replace(FIT, rate=1e-4),

@@ -38,7 +38,8 @@ def settings(world, kind=PowerConfig, **change):
 def theorys(config):
     """The settings of theory.markov_chain for those of a page."""
     cut = EntropyCut(config.entropy_power, config.entropy_floor) if config.cut == "entropy" else config.cut
-    return {"horizon": config.horizon, "alpha": config.alpha, "tau": config.proposal_temperature, "block": config.block,
+    return {"horizon": config.max_new_tokens, "alpha": config.alpha,
+            "tau": config.proposal_temperature, "block": config.block,
             "steps": config.steps, "cut": cut, "tries": getattr(config, "tries", 1)}  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def page_of(config):
 
 
 def take_step(world, config, x, chance, horizon=None):
-    at = (x, config, horizon or config.horizon, 1)
+    at = (x, config, horizon or config.max_new_tokens, 1)
     return step_of(config)(world.model, world.prompt, *at, stop_ids=world.stops, chance=chance)
 
 

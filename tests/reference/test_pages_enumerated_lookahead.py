@@ -21,7 +21,7 @@ def ahead(world, **change):
 
 
 def assert_lookahead(world, config, page=lookahead_page):
-    settings = {"horizon": config.horizon, "alpha": config.alpha, "rollouts": config.rollouts,
+    settings = {"horizon": config.max_new_tokens, "alpha": config.alpha, "rollouts": config.rollouts,
                 "rollout_law": config.rollout_law}  # fmt: skip
     if config.chunk is None:
         estimator = {"jackknife": "clipped"}.get(config.estimator, config.estimator)

@@ -43,10 +43,10 @@ def enumerated(world, config, page=power_smc_page):
 
 def assert_cloud(world, config, page=power_smc_page):
     """Theory's cloud; and E[Ẑ Σ W f/ΣW] = Σ p^α f for every f, which no formula of it gave."""
-    alphas = [1 + (config.alpha - 1) * min(1.0, t / config.ramp) for t in range(1, config.horizon + 1)] \
+    alphas = [1 + (config.alpha - 1) * min(1.0, t / config.ramp) for t in range(1, config.max_new_tokens + 1)] \
         if config.ramp else None  # fmt: skip
     exact = cloud(
-        world.law[2], horizon=config.horizon, alpha=config.alpha, particles=config.particles, ramp=alphas,
+        world.law[2], horizon=config.max_new_tokens, alpha=config.alpha, particles=config.particles, ramp=alphas,
         tau=config.proposal_temperature, kappa=config.ess_threshold, resampling=config.resampling,
     )  # fmt: skip
     records, logp, _ = world.law

@@ -34,7 +34,7 @@ def as_joint(law, records, rungs):
 def round_law(world, config, xs):
     """The exact law of one round of the page from a ladder's records, as an array [n, ..., n]."""
     records = world.law[0]
-    at = (world.model, world.prompt, xs, config, config.horizon, 1)
+    at = (world.model, world.prompt, xs, config, config.max_new_tokens, 1)
     law = exact_law(lambda chance: T.step(*at, stop_ids=world.stops, chance=chance)[0])
     return as_joint(law, records, config.rungs)
 
@@ -86,7 +86,7 @@ def test_a_round_of_three_rungs(measured):
 def assert_ladder(world, config):
     """The whole page: the joint law of all rungs, and how often neighbours swap."""
     records, logp, conditionals = world.law
-    chains = tempering.rungs(conditionals, config.alphas, horizon=config.horizon, cut=config.cut)
+    chains = tempering.rungs(conditionals, config.alphas, horizon=config.max_new_tokens, cut=config.cut)
     start = tempering.product([rung.initial for rung in chains])
     joint = theory_round(world, config, start)
     law = world.page_law(parallel_tempering_page, config, lambda run: (run.rungs, run.tokens, run.swapped[0]))
@@ -109,7 +109,7 @@ def assert_extended(world, page=parallel_tempering_page):
     """Blocks of one token and no steps: each rung is a draw of its own proposal, which extends its open records."""
     config = ladder(world, block=1, steps=0)
     records = world.law[0]
-    chains = tempering.rungs(world.law[2], config.alphas, horizon=config.horizon)
+    chains = tempering.rungs(world.law[2], config.alphas, horizon=config.max_new_tokens)
     found = as_joint(world.page_law(page, config, lambda run: run.rungs), records, config.rungs)
     return assert_same(found, tempering.product([rung.initial for rung in chains]))
 

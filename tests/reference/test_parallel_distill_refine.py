@@ -77,7 +77,7 @@ ROLES = {
     "reviser": Role(lambda question, draft: [REVISE, int(draft)], answer),
 }
 SPEAKER = TextModel(table(), Words(), frozenset(), Templates("table", ROLES))
-TINY = PDRConfig(drafts=(M,), workspace=1, tokens=1)
+TINY = PDRConfig(drafts=(M,), workspace=1, max_new_tokens=1)
 
 
 def with_roles(**roles):
@@ -204,7 +204,7 @@ def long_speaker(append=False):
 
 
 def assert_budgets(measure, drafts, measured=None):
-    config = PDRConfig(drafts, workspace=4, tokens=6)
+    config = PDRConfig(drafts, workspace=4, max_new_tokens=6)
     result = parallel_distill_refine(long_speaker(), ["x", "y"], config)
     draft_tokens = [LENGTHS["author"] + 6] + [LENGTHS["refiner"] + 4 + 6] * len(drafts)
     expected = budgets(drafts, draft_tokens, [LENGTHS["distiller"] + 6 * m + 4 for m in drafts])
@@ -228,7 +228,7 @@ def test_budgets_are_the_papers(drafts, measured):
 @pytest.mark.claim("D1")
 def test_sequential_budgets_are_equal():
     for result in (
-        sequential_refinement(long_speaker(), ["x"], 4, PDRConfig(tokens=6)),
+        sequential_refinement(long_speaker(), ["x"], 4, PDRConfig(max_new_tokens=6)),
         long_chain_of_thought(long_speaker(), ["x"], [40]),
     ):
         assert result.ledger.b_seq() == result.ledger.b_total()
@@ -260,7 +260,7 @@ def test_the_ledger_counts_what_the_decoder_counts():
 def assert_context_is_constant(speaker, measured=None):
     longest = {}
     for rounds in range(2, 9):
-        config = PDRConfig((3,) * (rounds - 1), workspace=4, tokens=6)
+        config = PDRConfig((3,) * (rounds - 1), workspace=4, max_new_tokens=6)
         longest[rounds] = max(parallel_distill_refine(speaker(), ["x"], config).ledger.longest_prompt())
     if measured:
         measured("longest prompt at R = 8, against R = 2", longest[8], longest[2])
@@ -314,7 +314,7 @@ def test_the_best_by_score_are_the_workspace(distiller, first, last):
         return [COUNT + len(drafts)]
 
     speaker = with_roles(aggregator=Role(aggregator, answer))
-    config = PDRConfig((3, 2), distiller, k=2, workspace=5, tokens=1)
+    config = PDRConfig((3, 2), distiller, k=2, workspace=5, max_new_tokens=1)
     # what drafts add to the prompt is nothing here, so all fit
     result = parallel_distill_refine(speaker, ["x"] * 20, config, scorer=scorer)
     assert branches == [first, last]
@@ -436,7 +436,7 @@ def toy():
     return TextModel.from_pretrained(CHECKPOINT), relay.make_problems(12, seed=3)
 
 
-RELAY = PDRConfig((4,), k=2, workspace=8, tokens=20)
+RELAY = PDRConfig((4,), k=2, workspace=8, max_new_tokens=20)
 
 
 @pytest.mark.parametrize("distiller", [*P.SHARED, "per-sample-top-k", "random-k"])

@@ -16,7 +16,7 @@ from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, counts
 from theory import tempering
 from toy.tabular import enumerate_law
 
-CONFIG = TemperingConfig(alpha=4.0, ladder=(1.0, 4.0), rungs=2, block=3, steps=2, horizon=3)
+CONFIG = TemperingConfig(alpha=4.0, ladder=(1.0, 4.0), rungs=2, block=3, steps=2, max_new_tokens=3)
 
 
 def draw(config, n, name="table", slots=32768, prompts=PROMPTS[:1], seed=2):
@@ -42,8 +42,8 @@ def test_one_rung_is_power_sampling(name, change):
 def assert_law(change, n=100_000, detect=0.02, name="table"):
     """After the rounds each rung has its marginal of the exact joint law."""
     config = dataclasses.replace(CONFIG, **change)
-    records, logp, conditionals = enumerate_law(WORLD[name](), PROMPTS[0], config.horizon, STOPS)
-    chains = tempering.rungs(conditionals, config.alphas, horizon=config.horizon, cut=config.cut)
+    records, logp, conditionals = enumerate_law(WORLD[name](), PROMPTS[0], config.max_new_tokens, STOPS)
+    chains = tempering.rungs(conditionals, config.alphas, horizon=config.max_new_tokens, cut=config.cut)
     joint = next(itertools.islice(tempering.rounds(chains, np.asarray(logp), config.alphas), config.steps, None))
     result, shown = draw(config, n, name), []
     for rung in range(config.rungs):
@@ -82,7 +82,7 @@ def test_wrong_ladders_are_caught(where, name, mutant, monkeypatch):
 
 @pytest.mark.parametrize("name", WORLD)
 def test_a_ladder_depends_neither_on_the_batch_nor_on_the_slots_nor_on_the_savings(name):
-    config = TemperingConfig(alpha=4.0, rungs=3, block=3, steps=4, horizon=6)
+    config = TemperingConfig(alpha=4.0, rungs=3, block=3, steps=4, max_new_tokens=6)
     common = {"stop_ids": STOPS, "samples_per_prompt": 3, "seed": 3}
     whole = parallel_tempering(WORLD[name](), PROMPTS, config, **common, keys=["a", "b", "c"])
     assert whole.swapped.any() and not whole.swapped.all()
@@ -113,7 +113,7 @@ def test_acceptance_is_counted_over_what_differs():
 
 def test_a_tuned_ladder_swaps_equally_often():
     alphas = (1.0, 1.2, 1.5, 8.0)
-    config = TemperingConfig(alpha=8.0, ladder=alphas, rungs=4, block=3, steps=20, horizon=3)
+    config = TemperingConfig(alpha=8.0, ladder=alphas, rungs=4, block=3, steps=20, max_new_tokens=3)
     pilot = draw(config, 400)
     tuned, swaps = alphas, pilot.swap_acceptance
     for _ in range(2):

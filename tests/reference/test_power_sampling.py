@@ -31,7 +31,7 @@ def draw(model, config, n, slots=4096, prompts=PROMPTS, seed=2):
 def setting(config):
     """The settings of theory.markov_chain for those of a chain."""
     cut = EntropyCut(config.entropy_power, config.entropy_floor) if config.cut == "entropy" else config.cut
-    return {"horizon": config.horizon, "alpha": config.alpha, "tau": config.temperature, "block": config.block,
+    return {"horizon": config.max_new_tokens, "alpha": config.alpha, "tau": config.temperature, "block": config.block,
             "steps": config.steps, "cut": cut, "tries": getattr(config, "tries", 1)}  # fmt: skip
 
 
@@ -49,16 +49,18 @@ def assert_law(model, config, n=90_000, prompts=PROMPTS[:2], detect=0.02, slots=
     result = draw(model, config, n, slots, prompts)
     shown = {}
     for i, prompt in enumerate(prompts):
-        _, _, conditionals = enumerate_law(model, prompt, config.horizon, STOPS)
+        _, _, conditionals = enumerate_law(model, prompt, config.max_new_tokens, STOPS)
         records, law = blocked_law(conditionals, **setting(config))
         shown[i] = assert_categorical(counts(result.samples, i, records), law / law.sum(), detect=detect, seed=2)
     return result, shown
 
 
-CONFIG = PowerConfig(alpha=4.0, block=3, steps=2, horizon=3)
+CONFIG = PowerConfig(alpha=4.0, block=3, steps=2, max_new_tokens=3)
 
 
-HARD = PowerConfig(alpha=4.0, block=2, steps=2, horizon=4)  # in the table: TV(g, p^α) = .41, a third of the steps move
+HARD = PowerConfig(
+    alpha=4.0, block=2, steps=2, max_new_tokens=4
+)  # in the table: TV(g, p^α) = .41, a third of the steps move
 
 
 @pytest.mark.claim("P5")
@@ -70,7 +72,7 @@ def test_the_law_before_convergence_is_exact(measured):
 @pytest.mark.claim("P4")
 def test_converged_chains_draw_from_the_power_law(measured):
     """The exact law after N steps is within 1e-3 of p^α; the draws are compared with p^α itself."""
-    model, config = WORLD["table"](), PowerConfig(alpha=2.0, block=3, steps=40, horizon=3)
+    model, config = WORLD["table"](), PowerConfig(alpha=2.0, block=3, steps=40, max_new_tokens=3)
     result = draw(model, config, 50_000, prompts=PROMPTS[:1])
     records, logp, conditionals = enumerate_law(model, PROMPTS[0], 3, STOPS)
     target = power_law(logp, 2.0)
@@ -109,7 +111,7 @@ def test_wrong_chains_are_caught(mutant, monkeypatch):
 
 
 def assert_alpha_one(model):
-    result = draw(model, PowerConfig(alpha=1.0, block=2, steps=3, horizon=3, cut="horizon"), 10_000)
+    result = draw(model, PowerConfig(alpha=1.0, block=2, steps=3, max_new_tokens=3, cut="horizon"), 10_000)
     assert result.accepted.all() and result.acceptance == 1.0
     return result
 
@@ -192,11 +194,12 @@ def assert_token_cost(config, runs=None, measured=None, n=20_000):
     result = power_sample(model, [prompt] * n, runs or config, stop_ids=STOPS, slots=4096, seed=2)
     decoded = [cost.decoded_tokens for cost in result.costs]  # one chain for each copy of the prompt
     expected = expected_tokens(
-        enumerate_law(model, prompt, config.horizon, STOPS)[2], horizon=config.horizon, alpha=config.alpha,
-        block=config.block, steps=config.steps, cut=config.cut, first_divergence_skip=config.first_divergence_skip,
+        enumerate_law(model, prompt, config.max_new_tokens, STOPS)[2],
+        horizon=config.max_new_tokens, alpha=config.alpha, block=config.block,
+        steps=config.steps, cut=config.cut, first_divergence_skip=config.first_divergence_skip,
         early_reject=config.early_reject,
     )  # fmt: skip
-    most = config.stages * (config.steps + 1) * config.horizon
+    most = config.stages * (config.steps + 1) * config.max_new_tokens
     deviation, bound = assert_mean(decoded, expected, 0, most, detect=0.03 * most, seed=2)
     if measured:
         measured("mean count - expectation", deviation, bound)
@@ -212,7 +215,7 @@ def test_a_wrong_count_is_caught():
 
 @pytest.mark.parametrize("name", WORLD)
 def test_a_chain_depends_neither_on_the_batch_nor_on_the_slots(name):
-    model, config = WORLD[name](), dataclasses.replace(CONFIG, horizon=4, block=2)
+    model, config = WORLD[name](), dataclasses.replace(CONFIG, max_new_tokens=4, block=2)
     common = {"stop_ids": STOPS, "seed": 5}
     whole = power_sample(model, PROMPTS, config, samples_per_prompt=6, slots=18, keys=["a", "b", "c"], **common)
     for order, slots in (([2, 0, 1], 1), ([1], 4), ([1, 2], 5)):
@@ -225,7 +228,7 @@ def test_a_chain_depends_neither_on_the_batch_nor_on_the_slots(name):
 
 def test_no_steps_are_low_temperature_sampling():
     model = WORLD["table"]()
-    config = PowerConfig(alpha=2.0, block=3, steps=0, horizon=3)
+    config = PowerConfig(alpha=2.0, block=3, steps=0, max_new_tokens=3)
     chain = draw(model, config, 50).samples
     plain = generate(
         model, PROMPTS, max_new_tokens=3, stop_ids=STOPS, temperature=0.5, samples_per_prompt=50, seed=2
@@ -241,7 +244,7 @@ def test_acceptance_is_counted_over_what_differs():
 
 
 def test_a_run_whose_steps_mostly_lie_behind_the_end_says_so():
-    config = PowerConfig(alpha=4.0, block=20, steps=10, horizon=20, cut="horizon")
+    config = PowerConfig(alpha=4.0, block=20, steps=10, max_new_tokens=20, cut="horizon")
     behind = draw(TabularLM.iid([0.8, 0.1, 0.1]), config, 20)
     assert behind.idle > 0.8 and "behind the end of their response" in behind.remark
     assert (behind.behind == (behind.cuts > behind.samples.lengths[..., None])).double().mean() > 0.8
@@ -250,7 +253,7 @@ def test_a_run_whose_steps_mostly_lie_behind_the_end_says_so():
 
 
 def test_diagnostics_say_what_happened():
-    result = draw(WORLD["table"](), dataclasses.replace(CONFIG, horizon=6, block=3, steps=4), 40)
+    result = draw(WORLD["table"](), dataclasses.replace(CONFIG, max_new_tokens=6, block=3, steps=4), 40)
     assert result.cuts.shape == result.divergences.shape == result.accepted.shape == (3, 40, 8)
     assert result.cuts[..., :4].max() <= 3 and result.cuts.min() >= 1 and result.cuts.max() == 6
     moved = result.divergences > 0

@@ -16,7 +16,7 @@ from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, counts
 from theory.particles import cloud
 from toy.tabular import enumerate_law
 
-CONFIG = SMCConfig(alpha=2.0, particles=2, horizon=3, ess_threshold=2.0, resampling="multinomial")
+CONFIG = SMCConfig(alpha=2.0, particles=2, max_new_tokens=3, ess_threshold=2.0, resampling="multinomial")
 
 
 def draw(config, n, name="table", slots=32768, prompts=PROMPTS[:1], seed=2):
@@ -26,7 +26,7 @@ def draw(config, n, name="table", slots=32768, prompts=PROMPTS[:1], seed=2):
 
 
 def enumerated(config, name="table"):
-    return enumerate_law(WORLD[name](), PROMPTS[0], config.horizon, STOPS)
+    return enumerate_law(WORLD[name](), PROMPTS[0], config.max_new_tokens, STOPS)
 
 
 def assert_unbiased(change, n=20_000, detect=0.02):
@@ -58,7 +58,7 @@ def assert_exact(change, n=100_000, detect=0.02, name="table"):
     config = dataclasses.replace(CONFIG, **change)
     records, _, conditionals = enumerated(config, name)
     exact = cloud(
-        conditionals, horizon=config.horizon, alpha=config.alpha, particles=config.particles,
+        conditionals, horizon=config.max_new_tokens, alpha=config.alpha, particles=config.particles,
         tau=config.proposal_temperature, kappa=config.ess_threshold, resampling=config.resampling,
     )  # fmt: skip
     law = exact.returned / exact.returned.sum()
@@ -107,14 +107,14 @@ def test_a_wrong_law_is_caught(monkeypatch):
 def test_one_particle_is_low_temperature_sampling(name):
     common = {"stop_ids": STOPS, "samples_per_prompt": 5, "slots": 7, "seed": 3}
     plain = generate(WORLD[name](), PROMPTS, max_new_tokens=6, temperature=0.25, **common)
-    one = power_smc(WORLD[name](), PROMPTS, SMCConfig(alpha=4.0, particles=1, horizon=6), **common)
+    one = power_smc(WORLD[name](), PROMPTS, SMCConfig(alpha=4.0, particles=1, max_new_tokens=6), **common)
     assert_same_samples(one.samples, plain.samples)
     assert plain.costs == one.costs
 
 
 @pytest.mark.parametrize("name", WORLD)
 def test_a_cloud_depends_neither_on_the_batch_nor_on_the_slots(name):
-    config = SMCConfig(alpha=4.0, particles=4, horizon=6, ess_threshold=0.9, ramp=3)
+    config = SMCConfig(alpha=4.0, particles=4, max_new_tokens=6, ess_threshold=0.9, ramp=3)
     common = {"stop_ids": STOPS, "samples_per_prompt": 3, "seed": 3}
     whole = power_smc(WORLD[name](), PROMPTS, config, **common, keys=["a", "b", "c"])
     assert whole.resampled.any()
@@ -131,7 +131,7 @@ def test_a_cloud_depends_neither_on_the_batch_nor_on_the_slots(name):
 @pytest.mark.parametrize("name", WORLD)
 def test_scores_and_weights_follow_their_particles(name):
     """After any resampling each particle's log p and log q are those of its own text, which nothing follows its end."""
-    config = SMCConfig(alpha=2.0, particles=4, horizon=6, ess_threshold=2.0)
+    config = SMCConfig(alpha=2.0, particles=4, max_new_tokens=6, ess_threshold=2.0)
     result = power_smc(WORLD[name](), PROMPTS[:1], config, stop_ids=STOPS, samples_per_prompt=20, seed=3)
     records, logp, _ = enumerated(config, name)
     of = dict(zip(records, logp))

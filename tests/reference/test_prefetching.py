@@ -12,7 +12,7 @@ from reference.power_sampling import PowerConfig, power_sample
 from tests.assertions import assert_same_samples
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD
 
-CONFIG = PowerConfig(alpha=4.0, block=3, steps=9, horizon=6)
+CONFIG = PowerConfig(alpha=4.0, block=3, steps=9, max_new_tokens=6)
 CHANGES = [
     {}, {"cut": "record", "block": 2}, {"cut": "entropy", "block": 4}, {"alpha": 1.5, "proposal_temperature": 1.0},
     {"proposal_temperature": 0.5, "early_reject": False, "block": 1}, {"first_divergence_skip": False, "cut": "record"},

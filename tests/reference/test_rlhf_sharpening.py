@@ -611,4 +611,4 @@ def test_several_prompts_are_asked_at_random():
 def test_settings_out_of_range():
     for wrong in ({"beta": 0.0}, {"alpha": -1.0}, {"rounds": 0}, {"pairs": 0}):
         with pytest.raises(ValueError, match="must be"):
-            RLHFConfig(**wrong).check()
+            RLHFConfig(**wrong)

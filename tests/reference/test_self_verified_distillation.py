@@ -18,8 +18,8 @@ from reference.training.lora import LoRAConfig
 from toy import relay
 from toy.pretrain import CHECKPOINT
 
-JUDGE = CascadeConfig(votes=2, tokens=20, temperature=1.0, top_p=None)
-CONFIG = SVDConfig(n=4, tokens=20, temperature=1.0, top_p=None, cascade=JUDGE, block=40)
+JUDGE = CascadeConfig(votes=2, max_new_tokens=20, temperature=1.0, top_p=None)
+CONFIG = SVDConfig(n=4, max_new_tokens=20, temperature=1.0, top_p=None, cascade=JUDGE, block=40)
 TRAINING = FitConfig(epochs=20, batch=16, rate=1e-3, clip=1.0, weight_decay=0.0, schedule="cosine")
 SHORT = replace(TRAINING, epochs=2)
 SEEDS = relay.make_problems(80, split="seeds")

@@ -14,7 +14,7 @@ from tests.reference.test_cascade import JUNK, NO, PLAIN, RIGHT, SPEAKER, STAGES
 
 RUNS, N = 2500, 3
 ONE = replace(PLAIN, votes=2, stages=("correct",), exit="vote")
-CONFIG = SVDConfig(n=N, tokens=1, temperature=1.0, top_p=None, cascade=ONE)
+CONFIG = SVDConfig(n=N, max_new_tokens=1, temperature=1.0, top_p=None, cascade=ONE)
 
 
 def exact(n=N):

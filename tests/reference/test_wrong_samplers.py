@@ -51,7 +51,7 @@ def config_of(horizon, cut, tau=None, block=None):
 
 def setting_of(config, rule):
     cut = mc.EntropyCut(config.entropy_power, config.entropy_floor) if config.cut == "entropy" else config.cut
-    return {"horizon": config.horizon, "alpha": config.alpha, "tau": config.proposal_temperature,
+    return {"horizon": config.max_new_tokens, "alpha": config.alpha, "tau": config.proposal_temperature,
             "block": config.block, "steps": config.steps, "cut": cut, "rule": rule}  # fmt: skip
 
 
@@ -280,7 +280,7 @@ def test_the_right_page_is_none_of_them(rule):
 
 @cache
 def chunk_law(page):
-    config = LookaheadConfig(ALPHA, horizon=2, candidates=2, rollouts=1, chunk=1, estimator="plug_in")
+    config = LookaheadConfig(ALPHA, max_new_tokens=2, candidates=2, rollouts=1, chunk=1, estimator="plug_in")
     w = world(3, 2)
     return exact_law(lambda chance: page(w.model, PROMPT, config, stop_ids=STOPS, chance=chance).tokens)
 

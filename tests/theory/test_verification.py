@@ -374,7 +374,7 @@ TABLE = (TRUE, float(ver.acceptance(RATES[0], VOTED)), SHOWN * float(ver.accepta
 @pytest.fixture(scope="module")
 def found() -> Validated:
     cascade = replace(PLAIN, votes=VOTED, stages=STAGES, exit="vote")
-    config = SVDConfig(n=N, tokens=1, temperature=1.0, top_p=None, cascade=cascade)
+    config = SVDConfig(n=N, max_new_tokens=1, temperature=1.0, top_p=None, cascade=cascade)
     return uq_ttc(SPEAKER, ["x"] * RUNS, config, seed=6, slots=4096)
 
 
