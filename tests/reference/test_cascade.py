@@ -284,10 +284,10 @@ def test_chat_stages_show_solutions_without_thinking():
     ("settings", "message"),
     [
         ({"votes": 0}, "votes is 0; it must be at least 1"),
-        ({"tokens": 0}, "tokens is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"policy": "most"}, "policy is 'most'; it must be one of unanimous, majority"),
-        ({"exit": "early"}, "exit is 'early'; it must be one of vote, stage, none"),
+        ({"policy": "most"}, "policy is 'most'; it must be one of 'unanimous', 'majority'"),
+        ({"exit": "early"}, "exit is 'early'; it must be one of 'vote', 'stage', 'none'"),
         ({"stages": ("facts", "facts")}, "name each once"),
         ({"stages": ("facts", "taste")}, "'table' has no stage 'taste', only: cycle, facts, correct"),
     ],

@@ -174,7 +174,7 @@ def test_clipping_is_reported():
     [
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"alpha": math.inf}, "alpha is inf"),
-        ({"horizon": 0}, "horizon is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"candidates": 0}, "candidates is 0"),
         ({"rollouts": 0}, "rollouts is 0"),
         ({"chunk": 0}, "chunk is 0"),
@@ -184,7 +184,7 @@ def test_clipping_is_reported():
         ({"weight": "right"}, "weight is 'right'"),
         ({"weight": "published"}, "a weight of chunks"),
         ({"chunk": 2}, "candidates is None, but chunks"),
-        ({"horizon": 40}, "40: 42 in all, more than the model's maximum of 32"),
+        ({"max_new_tokens": 40}, "40: 42 in all, more than the model's maximum of 32"),
     ],
 )
 def test_bad_settings_are_refused_in_one_clear_line(change, message):

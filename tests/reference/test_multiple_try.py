@@ -21,7 +21,7 @@ def draw(model, config, n, slots=4096, prompts=PROMPTS, seed=2):
 
 @pytest.mark.parametrize(("name", "change"), CASES)
 def test_one_try_is_power_sampling(name, change):
-    settings = {"alpha": 4.0, "block": 3, "steps": 9, "horizon": 6, **change}
+    settings = {"alpha": 4.0, "block": 3, "steps": 9, "max_new_tokens": 6, **change}
     common = {"stop_ids": STOPS, "samples_per_prompt": 4, "slots": 7, "seed": 3}
     chain = power_sample(WORLD[name](), PROMPTS, PowerConfig(**settings), **common)
     tries = multiple_try(WORLD[name](), PROMPTS, MultipleTryConfig(**settings, tries=1), **common)
@@ -61,7 +61,7 @@ def test_alpha_one_accepts_everything():
 @pytest.mark.parametrize("name", WORLD)
 @pytest.mark.parametrize("change", [{}, {"cut": "record", "block": 2}, {"cut": "entropy"}])
 def test_the_skip_changes_no_token(name, change):
-    config = dataclasses.replace(CONFIG, **{"steps": 6, "horizon": 5, "block": 5, **change})
+    config = dataclasses.replace(CONFIG, **{"steps": 6, "max_new_tokens": 5, "block": 5, **change})
     plain = draw(WORLD[name](), dataclasses.replace(config, first_divergence_skip=False), 10, slots=12)
     saving = draw(WORLD[name](), config, 10, slots=12)
     assert_same_samples(saving.samples, plain.samples)

@@ -306,7 +306,6 @@ def test_a_round_on_the_relay_task():
         ({"carries": "some"}, "carries is 'some'"),
         ({"group": 1}, "group is 1; it must be at least 2"),
         ({"alpha": -1.0}, "alpha is -1.0"),
-        ({"pdr": PDRConfig((0,))}, "drafts are"),
         ({"pdr": PDRConfig(temperature=0.7)}, "temperature is 0.7; it must be 1"),
     ],
 )

@@ -37,7 +37,7 @@ CHUNK = 10  # configurations in one test
 LAW = {"temperature": [1.0, 0.6, 1.7, 0.0], "top_k": [None, None, 1, 2], "top_p": [None, None, 0.5, 0.9]}
 CHAIN = {
     "alpha": [1.0, 2.0, 4.0, 0.5, 2.7], "proposal_temperature": [None, None, 0.4, 1.3], "block": [1, 2, 3, 5, 9],
-    "steps": [0, 1, 2, 3, 5], "horizon": [1, 2, 4, 5, 7], "cut": ["record", "horizon", "entropy"],
+    "steps": [0, 1, 2, 3, 5], "max_new_tokens": [1, 2, 4, 5, 7], "cut": ["record", "horizon", "entropy"],
     "entropy_power": [4.0, 1.0, 0.5], "entropy_floor": [0.0, 0.1], "first_divergence_skip": [True, True, False],
     "early_reject": [True, True, False], "prefetch": [0, 0, 1, 3],
 }  # fmt: skip
@@ -53,12 +53,13 @@ VALUES = {  # of every field of every config
     },
     "power_smc": {
         "alpha": [1.0, 2.0, 4.0, 0.5], "particles": [1, 2, 3, 6], "proposal_temperature": [None, None, 0.5, 1.4],
-        "horizon": [1, 3, 5, 8], "ess_threshold": [0.0, 0.5, 0.8, 1.0, 2.0],
+        "max_new_tokens": [1, 3, 5, 8], "ess_threshold": [0.0, 0.5, 0.8, 1.0, 2.0],
         "resampling": ["systematic", "multinomial"], "ramp": [0, 0, 1, 3],
     },
     "lookahead": {
-        "alpha": [1.0, 2.0, 4.0, 0.5], "horizon": [1, 2, 4, 6], "candidates": [None, 1, 2, 3], "rollouts": [1, 2, 3],
-        "rollout_law": ["p", "g"], "estimator": ["plug_in", "jackknife"], "chunk": [None, None, 1, 2, 3],
+        "alpha": [1.0, 2.0, 4.0, 0.5], "max_new_tokens": [1, 2, 4, 6], "candidates": [None, 1, 2, 3],
+        "rollouts": [1, 2, 3], "rollout_law": ["p", "g"], "estimator": ["plug_in", "jackknife"],
+        "chunk": [None, None, 1, 2, 3],
         "chunk_law": ["p", "g"], "weight": ["exact", "published"],
     },
 }  # fmt: skip
@@ -70,7 +71,7 @@ def settle(name, drawn):
         low, alpha, K = 0.5 if drawn["ladder"] == "low" else 1.0, drawn["alpha"], drawn["rungs"]
         drawn["ladder"] = tuple(np.linspace(low, alpha, K)) if K > 1 else (alpha,)
     if name == "power_smc":
-        drawn["ramp"] = min(drawn["ramp"], drawn["horizon"])
+        drawn["ramp"] = min(drawn["ramp"], drawn["max_new_tokens"])
     if name == "lookahead" and drawn["chunk"] is None:
         drawn["weight"] = "exact"
     if name == "lookahead" and drawn["chunk"] is not None:
@@ -246,16 +247,16 @@ def test_the_engine_returns_the_pages_tokens(name, part, request):
     assert counts["stopped"] * STOPS <= counts["asked"]
 
 
-MANY = {"max_new_tokens": 7, "horizon": 5, "alpha": 2.0, "proposal_temperature": None, "early_reject": True, "tries": 3,
+MANY = {"max_new_tokens": 5, "alpha": 2.0, "proposal_temperature": None, "early_reject": True, "tries": 3,
         "cut": "record", "ladder": None}  # fmt: skip
 OPEN = {"temperature": 1.0, "top_k": None, "top_p": 0.9, "max_new_tokens": 256}
 LONGEST = {
     "generate": OPEN, "best_of_n": {**OPEN, "n": 2}, "adaptive_best_of_n": {**OPEN, "max_draws": 2},
-    "power_sampling": {"alpha": 2.0, "horizon": 256, "block": 100, "steps": 2},
-    "multiple_try": {"alpha": 2.0, "horizon": 256, "block": 256, "steps": 1},
-    "power_smc": {"alpha": 2.0, "horizon": 256, "particles": 3, "ramp": 9},
-    "parallel_tempering": {"horizon": 256, "block": 128, "steps": 1, "rungs": 2, "ladder": None},
-    "lookahead": {"horizon": 256, "chunk": 128, "candidates": 2, "rollouts": 1, "weight": "exact"},
+    "power_sampling": {"alpha": 2.0, "max_new_tokens": 256, "block": 100, "steps": 2},
+    "multiple_try": {"alpha": 2.0, "max_new_tokens": 256, "block": 256, "steps": 1},
+    "power_smc": {"alpha": 2.0, "max_new_tokens": 256, "particles": 3, "ramp": 9},
+    "parallel_tempering": {"max_new_tokens": 256, "block": 128, "steps": 1, "rungs": 2, "ladder": None},
+    "lookahead": {"max_new_tokens": 256, "chunk": 128, "candidates": 2, "rollouts": 1, "weight": "exact"},
 }  # fmt: skip
 
 

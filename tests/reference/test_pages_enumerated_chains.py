@@ -31,7 +31,7 @@ CUTS = [
 
 def settings(world, kind=PowerConfig, **change):
     """The settings of a page in a world, in one block and with one step."""
-    block = {"block": world.horizon, "horizon": world.horizon, "steps": 1}
+    block = {"block": world.horizon, "max_new_tokens": world.horizon, "steps": 1}
     return kind(**{"alpha": world.alpha, **block, **change})
 
 

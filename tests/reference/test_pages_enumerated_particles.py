@@ -16,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("remember")
 
 
 def settings(world, **change):
-    return SMCConfig(**{"alpha": world.alpha, "horizon": world.horizon, "particles": 2, "ess_threshold": 2.0, **change})
+    return SMCConfig(
+        **{"alpha": world.alpha, "max_new_tokens": world.horizon, "particles": 2, "ess_threshold": 2.0, **change}
+    )
 
 
 def enumerated(world, config, page=power_smc_page):

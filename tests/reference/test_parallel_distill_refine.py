@@ -507,7 +507,7 @@ def test_a_selector_ranks():
         ({"distiller": "random-k", "k": 4}, r"k is 4; it must be in 1..3"),
         ({"distiller": "shared-top-k", "k": 0}, "k is 0"),
         ({"workspace": 0}, "workspace is 0"),
-        ({"tokens": 0}, "tokens is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"distiller": "shared-top-k"}, "no role 'selector'"),
     ],
 )

@@ -29,7 +29,7 @@ def draw(config, n, name="table", slots=32768, prompts=PROMPTS[:1], seed=2):
 @pytest.mark.parametrize("name", WORLD)
 @pytest.mark.parametrize("change", [{}, {"block": 2, "steps": 3}, {"first_divergence_skip": False, "alpha": 0.5}])
 def test_one_rung_is_power_sampling(name, change):
-    settings = {"alpha": 4.0, "block": 6, "steps": 9, "horizon": 6, **change}
+    settings = {"alpha": 4.0, "block": 6, "steps": 9, "max_new_tokens": 6, **change}
     common = {"stop_ids": STOPS, "samples_per_prompt": 4, "slots": 7, "seed": 3}
     chain = power_sample(WORLD[name](), PROMPTS, PowerConfig(**settings), **common)
     ladder = parallel_tempering(WORLD[name](), PROMPTS, TemperingConfig(**settings, rungs=1), **common)
@@ -55,7 +55,8 @@ def assert_law(change, n=100_000, detect=0.02, name="table"):
 
 @pytest.mark.claim("P17")
 @pytest.mark.parametrize("change", [
-    {"horizon": 4, "block": 4}, {"steps": 3, "ladder": (1.0, 2.0, 4.0), "rungs": 3, "horizon": 2, "block": 2},
+    {"max_new_tokens": 4, "block": 4},
+    {"steps": 3, "ladder": (1.0, 2.0, 4.0), "rungs": 3, "max_new_tokens": 2, "block": 2},
 ])  # fmt: skip
 def test_the_law_before_convergence_is_exact(change, measured):
     for rung, (statistic, bound) in enumerate(assert_law(change)):

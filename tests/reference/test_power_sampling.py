@@ -142,7 +142,7 @@ def test_rejections_at_alpha_one_are_caught(monkeypatch):
 
 def assert_savings_change_no_token(model, change):
     """Returns the share of the tokens that is still decoded with both savings."""
-    config = dataclasses.replace(CONFIG, **{"steps": 6, "horizon": 5, "block": 5, **change})
+    config = dataclasses.replace(CONFIG, **{"steps": 6, "max_new_tokens": 5, "block": 5, **change})
     plain = draw(model, dataclasses.replace(config, first_divergence_skip=False, early_reject=False), 40, slots=64)
     for skip, reject in ((True, False), (False, True), (True, True)):
         saving = dataclasses.replace(config, first_divergence_skip=skip, early_reject=reject)
@@ -269,12 +269,12 @@ def test_diagnostics_say_what_happened():
         ({"proposal_temperature": 0.0}, "proposal_temperature is 0.0"),
         ({"block": 0}, "block is 0"),
         ({"steps": -1}, "steps is -1"),
-        ({"horizon": 0}, "horizon is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"cut": "middle"}, "cut is 'middle'"),
         ({"entropy_power": 0.0}, "entropy_power is 0.0"),
         ({"entropy_floor": -0.1}, "entropy_floor is -0.1"),
         ({"prefetch": -1}, "prefetch is -1"),
-        ({"horizon": 40}, "40: 42 in all, more than the model's maximum of 32"),
+        ({"max_new_tokens": 40}, "40: 42 in all, more than the model's maximum of 32"),
     ],
 )
 def test_bad_settings_are_refused_in_one_clear_line(change, message):

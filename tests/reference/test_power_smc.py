@@ -144,7 +144,8 @@ def test_scores_and_weights_follow_their_particles(name):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"alpha": 0.0}, "alpha is 0.0"), ({"particles": 0}, "particles is 0"), ({"horizon": 0}, "horizon is 0"),
+    ({"alpha": 0.0}, "alpha is 0.0"), ({"particles": 0}, "particles is 0"),
+    ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     ({"ess_threshold": math.nan}, "ess_threshold is nan"), ({"ramp": 4}, "ramp is 4"),
     ({"resampling": "residual"}, "resampling is 'residual'"), ({"proposal_temperature": -1.0}, "proposal_temperature"),
     ({"particles": 40000}, "slots is 32768; it must be at least 40000"),

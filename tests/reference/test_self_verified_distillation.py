@@ -239,9 +239,10 @@ def test_adapters_are_merged_and_the_base_is_left_alone(speaker):
     ("settings", "message"),
     [
         ({"n": 0}, "n is 0; it must be at least 1"), ({"rounds": 0}, "rounds is 0"), ({"block": 0}, "block is 0"),
-        ({"tokens": 0}, "tokens is 0"), ({"replay": -1.0}, "replay is -1.0"), ({"temperature": -1.0}, "temperature"),
-        ({"keep": "best"}, "keep is 'best'; it must be 'first' or 'all'"),
-        ({"judge": "dead"}, "judge is 'dead'; it must be 'live' or 'frozen'"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"replay": -1.0}, "replay is -1.0"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"keep": "best"}, "keep is 'best'; it must be one of 'first', 'all'"),
+        ({"judge": "dead"}, "judge is 'dead'; it must be one of 'live', 'frozen'"),
     ],
 )  # fmt: skip
 def test_settings_out_of_range(settings, message):
