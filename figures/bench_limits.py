@@ -18,8 +18,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from figures.bench_decode import CHECKPOINT, HALF_BILLION, has_bfloat16
-from reference.engine.decoder import Decoder
-from reference.engine.requests import Requests
+from reference.engine.decoder import Decoder, filtered
+from reference.engine.requests import make_plan
 from reference.power_sampling import PowerConfig, power_sample
 from reference.power_smc import SMCConfig, power_smc
 from reference.sampling import score
@@ -86,12 +86,10 @@ def limit(model: Transformer, ceiling: dict[str, float], rows: int, context: flo
 @torch.no_grad()
 def decode(model: Transformer, rows: int) -> list[float]:
     """Seconds of each decoding step of so many rows, draws included."""
-    device = model.device
-    prompt = torch.arange(CONTEXT, device=device) % model.vocab_size
-    decoder = Decoder(model, [prompt], rows, STEPS + 3, stop_ids=[])
-    slots = torch.arange(rows, device=device)
-    horizons = torch.full((1,), STEPS + 3, device=device)
-    decoder.load(slots, Requests.of(torch.zeros_like(horizons), rows, horizons))
+    prompt = torch.arange(CONTEXT, device=model.device) % model.vocab_size
+    plan = make_plan(model, [prompt], STEPS + 3, stop_ids=[], samples_per_prompt=rows, slots=rows, seed=0, keys=None)
+    decoder = Decoder(plan, filtered())
+    decoder.load(plan.requests.index, plan.requests)
     return seconds(decoder.advance, STEPS + 2)[2:]
 
 

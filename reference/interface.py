@@ -367,15 +367,28 @@ class Chance(Protocol):
     def happens(self, log_probability: float, purpose: int, *, step: int = 0, position: int = 0) -> bool:
         """Whether log u < log_probability, u uniform on [0, 1): true with probability min(1, exp(log_probability))."""
 
-    def ancestors(self, weights: Sequence[float] | Tensor, scheme: str, *, position: int) -> list[int]:
+    def ancestors(
+        self, weights: Sequence[float] | Tensor, scheme: str | Callable[[Tensor], Tensor], *, position: int
+    ) -> list[int]:
         """n of 0 .. n−1, each in proportion to weights [n] on average: "multinomial" draws them independently,
-        "systematic" takes the points (u + i)/n, i = 0 .. n−1, of a single u."""
+        "systematic" takes the points (u + i)/n, i = 0 .. n−1, of a single u; a function makes points of n uniform
+        numbers."""
 
     def child(self, *labels: int | str) -> Chance:
         """Another stream: of a round, a try, a rollout."""
 
     def sample(self, i: int, of: int = 1) -> Chance:
         """The stream of the i-th of `of` parallel samples, each with the addresses of this stream."""
+
+
+def systematic(u: Tensor) -> Tensor:
+    """(u_0 + i)/n, i = 0 .. n−1, of uniform numbers [.., n]: the first of them alone."""
+    n = u.shape[-1]
+    return ((u[..., :1] + torch.arange(n, device=u.device)) / n).clamp(max=1 - 2.0**-53)
+
+
+# What resampling makes of uniform numbers [.., n]: the points at which the cumulative weights are inverted
+RESAMPLING: dict[str, Callable[[Tensor], Tensor]] = {"systematic": systematic, "multinomial": lambda u: u}
 
 
 class Drawn:
@@ -411,12 +424,12 @@ class Drawn:
     def happens(self, log_probability: float, purpose: int, *, step: int = 0, position: int = 0) -> bool:
         return bool(self.number(purpose, step, position).log() < float(log_probability))
 
-    def ancestors(self, weights: Sequence[float] | Tensor, scheme: str, *, position: int) -> list[int]:
+    def ancestors(
+        self, weights: Sequence[float] | Tensor, scheme: str | Callable[[Tensor], Tensor], *, position: int
+    ) -> list[int]:
         n = len(weights)
-        if scheme == "systematic":
-            u = ((self.number(RESAMPLE, 0, position) + torch.arange(n)) / n).clamp(max=1 - 2.0**-53)
-        else:
-            u = torch.cat([self.number(RESAMPLE, i, position) for i in range(n)])
+        u = torch.cat([self.number(RESAMPLE, i, position) for i in range(1 if scheme == "systematic" else n)])
+        u = (scheme if callable(scheme) else RESAMPLING[scheme])(u.expand(n))
         log_weights = torch.as_tensor(weights, dtype=torch.float64).log()
         return inverse_cdf(log_weights.expand(n, n), u)[0].tolist()
 

@@ -42,10 +42,8 @@ from reference.interface import (
     Chance,
     Generation,
     LanguageModel,
-    check_horizons,
-    check_prompts,
     check_settings,
-    check_stop_ids,
+    child_seed,
     next_logits,
 )
 from reference.sampling import extend, log_probs
@@ -191,19 +189,25 @@ def lookahead(
     ValueError: a setting out of range, and what `generate` refuses.
     """
     from reference.engine.decisions import Lookahead
-    from reference.engine.decoder import decode_all
-    from reference.engine.requests import choose_slots, make_requests
+    from reference.engine.decoder import filtered
+    from reference.engine.loop import run
+    from reference.engine.requests import make_plan
 
-    c, stop_ids = config or LookaheadConfig(), check_stop_ids(model, stop_ids)
-    texts, n = check_prompts(model, prompts), samples_per_prompt
-    horizons = check_horizons(model, texts, c.max_new_tokens)
+    c, n = config or LookaheadConfig(), samples_per_prompt
     K = c.candidates or model.vocab_size
-    c = replace(c, candidates=min(K, model.vocab_size) if c.chunk is None else K)
-    requests = make_requests(model, texts, horizons, n, keys)
+    K = min(K, model.vocab_size) if c.chunk is None else K
     rows = 1 + K * (c.rollouts + (c.chunk is not None))  # for each response
-    slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + c.max_new_tokens, caches=rows)
-    decoder = Lookahead(model, texts, slots, c, requests, stop_ids, seed, estimate=estimate)
-    drawn = decode_all(decoder, requests, n, keys, "look-ahead")
-    decisions, clipped, waited = (x.view(len(texts), n) for x in (decoder.decisions, decoder.clipped, decoder.waited))
-    costs = [replace(cost, sequential_tokens=w) for cost, w in zip(drawn.costs, waited.amax(1).tolist())]
-    return LookaheadSamples(drawn.samples, costs, decisions, clipped)
+    plan = make_plan(
+        model, prompts, c.max_new_tokens, stop_ids=stop_ids, samples_per_prompt=n, slots=slots, seed=seed, keys=keys,
+        caches=rows,
+    )  # fmt: skip
+    machine = Lookahead(
+        plan, alpha=c.alpha, candidates=K, rollouts=c.rollouts, chunk=c.chunk, exact=c.weight == "exact",
+        rollout_law=filtered(c.temperature(c.rollout_law)), chunk_law=filtered(c.temperature(c.chunk_law)),
+        rollout_seed=child_seed(seed, "rollouts"), estimate=lambda log_x: estimate(log_x, c.estimator),
+    )  # fmt: skip
+    drawn = run(machine, plan, "look-ahead")
+    shape = (len(plan.prompts), n)
+    waited = machine.waited.view(shape).amax(1).tolist()
+    costs = [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)]
+    return LookaheadSamples(drawn.samples, costs, machine.decisions.view(shape), machine.clipped.view(shape))

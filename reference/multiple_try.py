@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -33,13 +33,14 @@ from torch import Tensor
 
 from reference.interface import ACCEPT, CHOICE, CUT, Chance, LanguageModel, check_settings
 from reference.power_sampling import (
+    CUTS,
     Chain,
     PowerConfig,
     PowerSamples,
     Record,
     first_difference,
     power_sampling_page,
-    run,
+    run_chains,
     weigh,
 )
 from reference.sampling import extend
@@ -72,7 +73,7 @@ def step(
 ) -> tuple[Record, int, int, bool]:  # fmt: skip
     """Step n, from record x to the next; also the cut (from 1), where a try first differed (0: nowhere), acceptance."""
     w_x, e_x = weigh(model, prompt, x, config, horizon)
-    r = chance.index(len(e_x), CUT, step=n) if config.cut != "entropy" else chance.weighted(e_x, CUT, step=n)
+    r = chance.index(len(e_x), CUT, step=n) if config.cut in CUTS[:2] else chance.weighted(e_x, CUT, step=n)
     tries, log_w = [], []
     for j in range(config.tries):
         own = chance.child("try", j) if j > 0 else chance
@@ -122,15 +123,9 @@ def multiple_try(
     from reference.engine.tries import Tries
 
     config = config or MultipleTryConfig()
-    return run(
-        partial(Tries, log_ratio=log_ratio),
-        model,
-        prompts,
-        config,
-        stop_ids,
-        samples_per_prompt,
-        slots,
-        seed,
-        keys,
-        "multiple try",
-    )
+    config = replace(config, early_reject=config.early_reject and config.tries == 1)  # W needs every try's full weight
+
+    return run_chains(
+        partial(Tries, log_ratio=log_ratio), model, prompts, config, "multiple try",
+        stop_ids=stop_ids, samples_per_prompt=samples_per_prompt, slots=slots, seed=seed, keys=keys,
+    )  # fmt: skip

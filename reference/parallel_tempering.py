@@ -38,10 +38,7 @@ from reference.interface import (
     Generation,
     LanguageModel,
     Samples,
-    check_horizons,
-    check_prompts,
     check_settings,
-    check_stop_ids,
 )
 from reference.power_sampling import PowerConfig, PowerSamples, Record
 from reference.sampling import extend, log_probs
@@ -213,28 +210,30 @@ def parallel_tempering(
 
     ValueError: a setting out of range, slots for less than one ladder, and what `generate` refuses.
     """
-    from reference.engine.decoder import decode_all
+    from reference.engine.chains import Chains, ChainSettings
     from reference.engine.ladders import Ladders
-    from reference.engine.requests import choose_slots, make_requests
+    from reference.engine.loop import run
+    from reference.engine.requests import make_plan
 
     config = config or TemperingConfig()
-    n, K = samples_per_prompt, config.rungs
-    stop_ids, texts = check_stop_ids(model, stop_ids), check_prompts(model, prompts)
-    horizons = check_horizons(model, texts, config.max_new_tokens)
-    requests = make_requests(model, texts, horizons, n * K, keys)
-    slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + config.max_new_tokens, caches=2, group=K)
-    ladders = Ladders(model, texts, slots, config, requests, stop_ids, seed, swap_log_ratio=swap_log_ratio)
-    drawn = decode_all(ladders, requests, n * K, keys, "parallel tempering")
-    shape = (len(texts), n)
-    longest = ladders.rounds.view(shape).amax(1).tolist()
+    plan = make_plan(
+        model, prompts, config.max_new_tokens, stop_ids=stop_ids, samples_per_prompt=samples_per_prompt, slots=slots,
+        seed=seed, keys=keys, group=config.rungs, caches=2,
+    )  # fmt: skip
+    settings, n, K = ChainSettings.of(config), samples_per_prompt, config.rungs
+    rule = Ladders(plan, settings, config.alphas, swap_log_ratio)
+    chains = Chains(plan, settings, rule)
+    drawn = run(chains, plan, "parallel tempering")
+    shape = (len(plan.prompts), n)
+    waited = chains.waited.view(len(plan.prompts), -1).amax(1).tolist()
 
     def rounds(kept: Tensor) -> Tensor:  # without the draws that begin the blocks
         return kept.view(*shape, -1, config.stages, config.steps + 1)[..., 1:].flatten(3)
 
-    cold = torch.arange(K - 1, n * K, K, device=model.device).expand(shape)
+    cuts, divergences, accepted, behind = vars(chains.history).values()
     return TemperingSamples(
-        drawn.samples.take(cold),
-        [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, longest)],
+        drawn.samples.take(torch.arange(K - 1, n * K, K, device=model.device).expand(shape)),
+        [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)],
         drawn.samples,
-        *map(rounds, (ladders.cuts, ladders.divergences, ladders.accepted, ladders.swapped, ladders.behind)),
+        *map(rounds, (cuts, divergences, accepted, rule.swapped, behind)),
     )

@@ -27,7 +27,7 @@ a draw of q to 2B, takes N steps there, and so on. Its printed ratio has π_k fo
 first token; both are mended here. An ended record stays a state like any other, also in later blocks.
 
 The page below is one chain. `power_sample` runs many at a time and returns the page's tokens, with two savings
-(`reference/engine/chains.py`, `proposals.py`) and by prefetching (`reference/engine/prefetching.py`).
+(`reference/engine/chains.py`) and by prefetching (`reference/engine/prefetching.py`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,10 +47,7 @@ from reference.interface import (
     Chance,
     Generation,
     LanguageModel,
-    check_horizons,
-    check_prompts,
     check_settings,
-    check_stop_ids,
     next_logits,
 )
 from reference.sampling import extend, log_probs
@@ -68,7 +65,9 @@ class PowerConfig:
     block: int = 192  # B, tokens by which the horizon grows
     steps: int = 10  # N, Metropolis-Hastings steps per block
     max_new_tokens: int = 3072  # H, the horizon: most response tokens
-    cut: str = "record"  # or "horizon" (the paper's, if responses had no end) or "entropy": the law of the cut
+    # The law of the cut: "record", "horizon" (the paper's, if responses had no end), "entropy", or a function of the
+    # logits before a token, [.., vocab], that gives its cut weight e ≥ 0, [..]
+    cut: str | Callable[[Tensor], Tensor] = "record"
     entropy_power: float = 4.0  # β, for cut="entropy"
     entropy_floor: float = 0.0  # nats^β, for cut="entropy"; > 0 gives every position its chance
     first_divergence_skip: bool = True
@@ -91,9 +90,8 @@ class PowerConfig:
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
         least = {"block": 1, "steps": 0, "max_new_tokens": 1, "prefetch": 0, "entropy_floor": 0}
-        check_settings(
-            self, positive=("alpha", "proposal_temperature", "entropy_power"), least=least, among={"cut": CUTS}
-        )
+        positive = ("alpha", "proposal_temperature", "entropy_power")
+        check_settings(self, positive=positive, least=least, among={} if callable(self.cut) else {"cut": CUTS})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,7 +112,7 @@ def step(
 ) -> tuple[Record, int, int, bool]:  # fmt: skip
     """Step n, from record x to the next; also the cut (from 1), where y first differed (0: nowhere), and acceptance."""
     w_x, e_x = weigh(model, prompt, x, config, horizon)
-    r = chance.index(len(e_x), CUT, step=n) if config.cut != "entropy" else chance.weighted(e_x, CUT, step=n)
+    r = chance.index(len(e_x), CUT, step=n) if config.cut in CUTS[:2] else chance.weighted(e_x, CUT, step=n)
     y = extend(model, prompt, x[:r], horizon, config.temperature, step=n, stop_ids=stop_ids, chance=chance)
     w_y, e_y = weigh(model, prompt, y, config, horizon)
     log_ratio = sum(w_y[r:]) - sum(w_x[r:]) + math.log(sum(e_x) / sum(e_y))
@@ -144,10 +142,12 @@ def weigh(
     """w_t and e_t of every token of a record; for cut="horizon" e_t also behind its end."""
     logp, logq = log_probs(model, prompt, x, config.temperature)
     e = [1.0] * (horizon if config.cut == "horizon" else len(x))
-    if config.cut == "entropy":
+    if callable(config.cut):
+        e = config.cut(next_logits(model, prompt, x, first=0)).tolist()
+    elif config.cut == "entropy":
         eta = [0.0, *torch.special.entr(next_logits(model, prompt, x, first=0).softmax(-1)).sum(-1).tolist()]
         e = [config.entropy_floor + max(0.0, b - a) ** config.entropy_power for a, b in pairwise(eta)]
-        e = e if sum(e) > 0 else [*e[:-1], 1.0]  # nothing is left to chance: any cut will do
+    e = e if sum(e) > 0 else [*e[:-1], 1.0]  # nothing is left to chance: any cut will do
     return (config.alpha * logp - logq).tolist(), e
 
 
@@ -216,36 +216,31 @@ def power_sample(
 
     ValueError: a setting out of range, and what `generate` refuses.
     """
-    config = config or PowerConfig()
-    from reference.engine.chains import Chains
-    from reference.engine.prefetching import Prefetching
+    from reference.engine.prefetching import InOrder
 
-    kind = Prefetching if config.prefetch else Chains
-    return run(kind, model, prompts, config, stop_ids, samples_per_prompt, slots, seed, keys, "power sampling")
+    return run_chains(
+        InOrder, model, prompts, config or PowerConfig(), "power sampling", stop_ids=stop_ids,
+        samples_per_prompt=samples_per_prompt, slots=slots, seed=seed, keys=keys,
+    )  # fmt: skip
 
 
-def run(
-    kind: Callable, model: LanguageModel, prompts: Sequence, config: PowerConfig, stop_ids: Iterable[int], n: int,
-    slots: int | None, seed: int, keys: Sequence[int | str] | None, label: str,
-) -> PowerSamples:  # fmt: skip
-    """n chains of a kind for each prompt."""
-    from reference.engine.decoder import decode_all
-    from reference.engine.requests import choose_slots, make_requests
+def run_chains(
+    rule: Callable, model: LanguageModel, prompts: Sequence, config: PowerConfig, label: str, **asked: Any
+) -> PowerSamples:
+    """Chains that follow a rule of the engine; asked: stop_ids, samples_per_prompt, slots, seed and keys."""
+    from reference.engine.chains import Chains, ChainSettings
+    from reference.engine.loop import run
+    from reference.engine.requests import make_plan
 
-    stop_ids, texts = check_stop_ids(model, stop_ids), check_prompts(model, prompts)
-    horizons = check_horizons(model, texts, config.max_new_tokens)
-    requests = make_requests(model, texts, horizons, n, keys)
-    capacity = max(map(len, texts)) + config.max_new_tokens
-    slots = choose_slots(slots, model, len(requests), capacity, caches=1 + config.lanes)
-    chains = kind(model, texts, slots, config, requests, stop_ids, seed)
-    drawn = decode_all(chains, requests, n, keys, label)
-    costs = drawn.costs
-    if chains.rounds is not None:
-        longest = chains.rounds.view(len(texts), n).amax(1).tolist()
-        costs = [replace(cost, sequential_tokens=rounds) for cost, rounds in zip(costs, longest)]
+    plan = make_plan(model, prompts, config.max_new_tokens, caches=1 + config.lanes, **asked)
+    settings = ChainSettings.of(config)
+    chains = Chains(plan, settings, rule(plan, settings))
+    drawn = run(chains, plan, label)
+    shape = (len(plan.prompts), plan.each)
+    waited = chains.waited.view(shape).amax(1).tolist()
 
     def steps(kept: Tensor) -> Tensor:  # without the draws that begin the blocks
-        return kept.view(len(texts), n, config.stages, config.steps + 1)[..., 1:].flatten(2)
+        return kept.view(*shape, config.stages, config.steps + 1)[..., 1:].flatten(2)
 
-    diagnostics = chains.cuts, chains.divergences, chains.accepted, chains.behind
-    return PowerSamples(drawn.samples, costs, *map(steps, diagnostics))
+    costs = [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)]
+    return PowerSamples(drawn.samples, costs, *map(steps, vars(chains.history).values()))

@@ -27,7 +27,7 @@ The page below is one cloud. `power_smc` grows many at a time (`reference/engine
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -36,15 +36,13 @@ from torch import Tensor
 
 from reference.interface import (
     CHOICE,
+    RESAMPLING,
     TOLERANCE,
     Chance,
     Generation,
     LanguageModel,
     Samples,
-    check_horizons,
-    check_prompts,
     check_settings,
-    check_stop_ids,
     inverse_cdf,
     log_law,
     next_logits,
@@ -61,7 +59,9 @@ class SMCConfig:
     proposal_temperature: float | None = None  # τ; None = 1/α_t
     max_new_tokens: int = 3072  # H, the horizon: most response tokens
     ess_threshold: float = 0.5  # κ; 0 = never resample, above 1 = after every token
-    resampling: str = "systematic"  # or "multinomial"
+    # "systematic", "multinomial", or a function that makes of N uniform numbers, [.., N], the N points at which the
+    # cumulative weights are inverted
+    resampling: str | Callable[[Tensor], Tensor] = "systematic"
     ramp: int = 0  # tokens until α_t is α: α_t = 1 + (α − 1) t / ramp before; 0 = at once
 
     def exponents(self) -> list[float]:
@@ -80,7 +80,7 @@ class SMCConfig:
         least = {"particles": 1, "max_new_tokens": 1, "ramp": 0, "ess_threshold": 0}
         check_settings(
             self, positive=("alpha", "proposal_temperature"), least=least,
-            among={"resampling": ("systematic", "multinomial")},
+            among={} if callable(self.resampling) else {"resampling": tuple(RESAMPLING)},
         )  # fmt: skip
         if self.ramp > self.max_new_tokens:
             raise ValueError(f"ramp is {self.ramp}; it must be at most max_new_tokens, {self.max_new_tokens}")
@@ -175,30 +175,35 @@ def power_smc(
 
     ValueError: a setting out of range, slots for less than one cloud, and what `generate` refuses.
     """
-    from reference.engine.decoder import decode_all
+    from reference.engine.decoder import filtered
+    from reference.engine.loop import run
     from reference.engine.particles import Clouds
-    from reference.engine.requests import choose_slots, make_requests
+    from reference.engine.requests import make_plan
 
-    config = config or SMCConfig()
-    n, N = samples_per_prompt, config.particles
-    stop_ids, texts = check_stop_ids(model, stop_ids), check_prompts(model, prompts)
-    horizons = check_horizons(model, texts, config.max_new_tokens)
-    clouds = make_requests(model, texts, horizons, n, keys)
-    requests = make_requests(model, texts, horizons, n * N, keys)
-    slots = choose_slots(slots, model, len(requests), max(map(len, texts)) + config.max_new_tokens, group=N)
-    decoder = Clouds(model, texts, slots, config, len(clouds), stop_ids, seed, log_mean=log_mean)
-    drawn = decode_all(decoder, requests, n * N, keys, "power SMC")
-
-    u = uniform(seed, clouds.key, clouds.sample, 0, 0, CHOICE)
-    chosen = inverse_cdf(decoder.log_weights.log_softmax(1), u)[0] + clouds.sample * N
-    shape = (len(texts), n)
-    rounds = (decoder.ess > 0).sum(1).view(shape).amax(1).tolist()
+    c, n = config or SMCConfig(), samples_per_prompt
+    plan = make_plan(
+        model, prompts, c.max_new_tokens, stop_ids=stop_ids, samples_per_prompt=n, slots=slots, seed=seed, keys=keys,
+        group=c.particles,
+    )  # fmt: skip
+    fixed = filtered(c.proposal_temperature or 1 / c.alpha) if c.proposal_temperature or not c.ramp else None
+    points = RESAMPLING[c.resampling] if isinstance(c.resampling, str) else c.resampling
+    clouds = Clouds(
+        plan, c.particles, c.exponents(), c.least_ess, points, log_mean, fixed, lambda logits, a: log_law(logits, 1 / a)
+    )
+    drawn = run(clouds, plan, "power SMC")
+    log_weights, log_normalizer, ess, resampled = vars(clouds.history).values()
+    shape = (len(plan.prompts), n)
+    first = plan.requests[torch.arange(0, len(plan.requests), c.particles, device=model.device)]  # of each cloud
+    cloud = torch.arange(n, device=model.device).repeat(len(plan.prompts))
+    u = uniform(seed, first.key, cloud, 0, 0, CHOICE)
+    chosen = inverse_cdf(log_weights.log_softmax(1), u)[0] + cloud * c.particles
+    waited = (ess > 0).sum(1).view(shape).amax(1).tolist()
     return SMCSamples(
         drawn.samples.take(chosen.view(shape)),
-        [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, rounds)],
+        [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)],
         drawn.samples,
-        decoder.log_weights.view(*shape, N),
-        decoder.log_normalizer.view(shape),
-        decoder.ess.view(*shape, -1),
-        decoder.resampled.view(*shape, -1),
+        log_weights.view(*shape, -1),
+        log_normalizer.view(shape),
+        ess.view(*shape, -1),
+        resampled.view(*shape, -1),
     )

@@ -11,7 +11,7 @@ The model's own generation defaults (repetition penalty, top-p, ...) are never a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,7 +46,8 @@ from reference.interface import (
 __all__ = [
     "TOKEN", "Cache", "Chance", "Cost", "Drawn", "GenerateConfig", "Generation", "LanguageModel", "Sample", "Samples",
     "check_horizons", "check_prompts", "check_stop_ids", "check_token_settings", "child_seed", "extend", "generate",
-    "generate_page", "inverse_cdf", "keep_best", "key_of", "log_law", "log_probs", "next_logits", "score", "uniform",
+    "generate_page", "inverse_cdf", "keep_best", "key_of", "log_law", "log_probs", "next_logits", "score", "stream",
+    "uniform",
 ]  # fmt: skip
 
 
@@ -133,34 +134,43 @@ def generate(
     ValueError: an empty prompt, an id outside the vocabulary, a text beyond the model's maximum, a setting out of
     range, logits that are not a law.
     """
-    from reference.engine.decoder import Decoder, decode_all
-    from reference.engine.requests import choose_slots, make_requests
+    from reference.engine.decoder import Decoder, filtered
+    from reference.engine.loop import run
+    from reference.engine.requests import make_plan
 
     if config is None:
         config = GenerateConfig(**settings)
     elif settings:
         raise TypeError(f"give the settings {', '.join(settings)} in the config, or no config")
-    stop_ids = check_stop_ids(model, stop_ids)
-    texts = check_prompts(model, prompts)
-    horizons = check_horizons(model, texts, config.max_new_tokens)
-    # Longest first: the last to end are short, and prompts of like lengths are prefilled together. Same tokens.
-    order = sorted(range(len(texts)), key=lambda i: (-horizons[i], -len(texts[i])))
-    texts, horizons = [texts[i] for i in order], [horizons[i] for i in order]
-    requests = make_requests(model, texts, horizons, samples_per_prompt, keys, order, first_sample)
-    decoder = Decoder(
-        model,
-        texts,
-        choose_slots(slots, model, len(requests), max(map(len, texts)) + max(horizons)),
-        max(horizons),
-        stop_ids=stop_ids,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        seed=seed,
-    )
-    drawn = decode_all(decoder, requests, samples_per_prompt, keys, order=order)
-    back = sorted(range(len(order)), key=order.__getitem__)
+    plan = make_plan(
+        model, prompts, config.max_new_tokens, stop_ids=stop_ids, samples_per_prompt=samples_per_prompt, slots=slots,
+        seed=seed, keys=keys, first_sample=first_sample, longest_first=True,
+    )  # fmt: skip
+    decoder = Decoder(plan, filtered(config.temperature, config.top_k, config.top_p))
+    drawn = run(decoder, plan, "generate")
+    back = sorted(range(len(plan.order)), key=plan.order.__getitem__)  # the caller's order
     return Generation(drawn.samples.rows(torch.tensor(back, device=model.device)), [drawn.costs[i] for i in back])
+
+
+@torch.no_grad()
+def stream(
+    model: LanguageModel, prompt: Sequence[int] | Tensor, config: GenerateConfig, *, stop_ids: Iterable[int],
+    seed: int = 0, key: int | str = 0,
+) -> Iterator[int]:  # fmt: skip
+    """The tokens of the one response that `generate` draws, each as soon as it is drawn. ValueError as there."""
+    from reference.engine.decoder import Decoder, filtered
+    from reference.engine.requests import make_plan
+
+    plan = make_plan(
+        model, [prompt], config.max_new_tokens, stop_ids=stop_ids, samples_per_prompt=1, slots=1, seed=seed, keys=[key]
+    )
+    decoder = Decoder(plan, filtered(config.temperature, config.top_k, config.top_p))
+    decoder.load(plan.requests.index, plan.requests)
+    while decoder.rows.active.any():
+        decoder.advance()
+        at = decoder.texts.length[0] - 1
+        plan.check_finite(decoder.texts.logp[:, : at + 1], plan.requests.index)
+        yield int(decoder.texts.tokens[0, at])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

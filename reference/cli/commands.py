@@ -542,22 +542,10 @@ def demo() -> None:
 
 def _stream(asked: Asked, prompt: list[int], key: int | str, **law: Any) -> Iterator[str]:
     """The pieces of one response as soon as they are whole characters: the tokens are those of `generate`."""
-    model, speaker = asked.speaker.model, asked.speaker
-    from reference.engine.decoder import Decoder
-    from reference.engine.requests import check_finite, make_requests
-
-    (text,), horizon = sampling.check_prompts(model, [prompt]), law.pop("max_new_tokens")
-    sampling.check_horizons(model, [text], horizon)
-    requests = make_requests(model, [text], [horizon], 1, [key])
-    decoder = Decoder(model, [text], 1, horizon, stop_ids=speaker.stop_ids, seed=asked.seed, **law)
-    decoder.load(torch.zeros(1, dtype=torch.int64, device=model.device), requests)
-    shown, ended = StreamDecoder(speaker.tokenizer), False
-    while not ended:
-        with torch.no_grad():
-            ended = bool(decoder.advance())
-        at = decoder.length[0] - 1
-        check_finite(decoder.logp[:1, at : at + 1], requests.index, 1, [key])
-        yield shown.push(int(decoder.tokens[0, at]))
+    speaker, config = asked.speaker, sampling.GenerateConfig(**law)
+    shown = StreamDecoder(speaker.tokenizer)
+    tokens = sampling.stream(speaker.model, prompt, config, stop_ids=speaker.stop_ids, seed=asked.seed, key=key)
+    yield from map(shown.push, tokens)
     yield shown.flush()
 
 

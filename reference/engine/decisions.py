@@ -1,113 +1,169 @@
-"""One decision after another: how `reference/lookahead.py` picks a token or a chunk by rollouts.
+"""One decision after another: the machine of `reference/lookahead.py`.
 
-A response is a slot of a decoder, and its rollouts are rows of a second one (`rollouts.py`). A decision lists
-candidates, rolls out what may follow each, estimates the law of the candidates and draws one; the response goes on with
-a copy of the row that begins with it.
+A response is a slot, its row of a decoder the *trunk*. A decision lists candidates, rolls out what may follow each,
+estimates the distribution of the candidates and draws one; the trunk goes on with a copy of the row that begins with
+it. Rollouts, and chunks, grow in *branches*: rows of decoders of their own, that begin as copies of a text and of its
+cache row, so nothing is prefilled again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reference.engine.requests import Requests
-from reference.engine.rollouts import Branches
-from reference.interface import LanguageModel, inverse_cdf
-from reference.randomness import CHOICE, child_seed, uniform
-
-if TYPE_CHECKING:
-    from reference.lookahead import LookaheadConfig
+from reference.engine.decoder import Decoder, Distribution
+from reference.engine.records import Store, Table
+from reference.engine.requests import Plan, Requests
+from reference.interface import Samples, inverse_cdf
+from reference.randomness import CHOICE, uniform
 
 
-class Lookahead(Branches):
-    """A decoder whose requests are responses, and `advance` one decision. `lanes` has the rollouts, in rows [response,
-    candidate, rollout], `heads` the chunks that are drawn, in rows [response, candidate]."""
-
-    per_slot = (*Branches.per_slot, "request", "key", "sample")
+class Branches(Decoder):
+    """A decoder with rows [slot, *shape]."""
 
     def __init__(
-        self, model: LanguageModel, prompts: Sequence[Tensor], slots: int, config: LookaheadConfig, requests: Requests,
-        stop_ids: list[int], seed: int, *, estimate: Callable[[Tensor, str], tuple[Tensor, Tensor]],
-    ):  # fmt: skip
-        c = self.config = config
-        self.estimate = estimate
-        K = c.candidates or model.vocab_size
-        branches = partial(Branches, model, prompts, slots, c.max_new_tokens, stop_ids=stop_ids)
-        measure = partial(likeliest, k=K) if c.chunk is None else None
-        super().__init__(model, prompts, slots, c.max_new_tokens, stop_ids=stop_ids, seed=seed, measure=measure)
-        rollout_seed = child_seed(seed, "rollouts")
-        self.lanes = branches(shape=(K, c.rollouts), temperature=c.temperature(c.rollout_law), seed=rollout_seed)
-        self.heads: Any = c.chunk and branches(shape=(K,), temperature=c.temperature(c.chunk_law), seed=seed)
-        self.request, self.key, self.sample = torch.zeros((3, slots), dtype=torch.int64, device=model.device)
-        self.decisions, self.clipped, self.waited = torch.zeros_like(requests.index).repeat(3, 1)
+        self, plan: Plan, shape: tuple[int, ...], distribution: Distribution, seed: int, trunk: Decoder
+    ) -> None:
+        super().__init__(plan, distribution, rows=plan.slots * math.prod(shape), prompts=trunk.prompts)
+        self.shape, self.seed = shape, seed
+        self.rows.limit[:] = plan.horizon
 
-    def keep(self, slots: Tensor) -> None:
-        for branches in (self.lanes, self.heads):
-            if branches is not None:
-                branches.keep(branches.rows(slots).flatten())
-        super().keep(slots)
+    def rows_of(self, slots: Tensor) -> Tensor:
+        """Those of some slots, int64 [n, *shape]."""
+        size = math.prod(self.shape)
+        return (slots[:, None] * size + torch.arange(size, device=slots.device)).view(-1, *self.shape)
+
+    def fork(self, rows: Tensor, source: Store, of: Tensor, length: Tensor) -> None:
+        """Continue the first `length` tokens of rows `of` of another store in `rows`; all int64, of one shape."""
+        self.take(rows.flatten(), source, of.flatten(), length.flatten())
+        self.resume(rows.flatten(), length.flatten())
+
+    def finish(self, rows: Tensor, key: Tensor, sample: Tensor, step: Tensor) -> Tensor:
+        """Decode `rows` [n, *shape] to their ends, with the random numbers of keys and samples [n] and steps [n,
+        *shape]; how many tokens each took, [n, *shape]."""
+        times = math.prod(self.shape)
+        addresses = key.repeat_interleave(times), sample.repeat_interleave(times), step.flatten()
+        self.rows.uniforms[rows.flatten()] = self.numbers(*addresses)
+        self.rows.decoded[rows] = 0
+        while self.rows.active.any():
+            self.advance()
+        return self.rows.decoded[rows]
+
+    def log_weight(self, rows: Tensor, start: Tensor, alpha: float, of_proposal: float = 1.0) -> Tensor:
+        """Σ α log p − `of_proposal` · log q over the tokens from `start` on: float64, of the rows' shape."""
+        texts = self.texts
+        w = alpha * texts.logp[rows].double() - of_proposal * texts.logq[rows].double()
+        inside = (self.columns >= start[..., None]) & (self.columns < texts.length[rows][..., None])
+        return w.masked_fill(~inside, 0).sum(-1)
+
+
+@dataclass
+class Slots(Table):
+    """What is known of each response, int64 [S]."""
+
+    request: Tensor
+    key: Tensor
+    sample: Tensor
+
+
+class Lookahead:
+    """Machine of responses; `advance` is one decision. `rollouts` has rows [response, candidate, rollout], `chunks`
+    rows [response, candidate]."""
+
+    group = 1
+
+    def __init__(
+        self, plan: Plan, *, alpha: float, candidates: int, rollouts: int, chunk: int | None, exact: bool,
+        rollout_law: Distribution, chunk_law: Distribution, rollout_seed: int,
+        estimate: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> None:  # fmt: skip
+        """chunk: tokens decided on at a time; None: one, of the likeliest. exact: chunks are weighed by p^α/q, not by
+        p^α. estimate: log X_r [n, K, M] -> the candidates' distribution [n, K], and where it was clipped, bool [n]."""
+        self.alpha, self.chunk, self.exact, self.estimate, self.horizon = alpha, chunk, exact, estimate, plan.horizon
+        K = candidates
+        measure = (lambda logits: likeliest(logits, K)) if chunk is None else None
+        self.trunk = Decoder(plan, lambda logits, logp: logp, measure=measure, measures=2 * K * (chunk is None))
+        self.rollouts = Branches(plan, (K, rollouts), rollout_law, rollout_seed, self.trunk)
+        self.chunks = Branches(plan, (K,), chunk_law, plan.seed, self.trunk) if chunk else None
+        self.prompts = self.trunk.prompts
+        self.slots = Slots(*torch.zeros((3, plan.slots), dtype=torch.int64, device=plan.model.device))
+        self.decisions, self.clipped, self.waited = torch.zeros_like(plan.requests.index).repeat(3, 1)
 
     def load(self, slots: Tensor, requests: Requests) -> None:
-        super().load(slots, requests)
-        self.request[slots], self.key[slots], self.sample[slots] = requests.index, requests.key, requests.sample
+        self.trunk.load(slots, requests)
+        self.slots.put(slots, Slots(requests.index, requests.key, requests.sample))
 
     def advance(self) -> Tensor:
         """One token or chunk for every response; bool [S]: those that it has ended."""
-        c, lanes, running = self.config, self.lanes, self.active.clone()
+        trunk, rollouts, running = self.trunk, self.rollouts, self.running().clone()
         slots = running.nonzero()[:, 0]
-        at, request, rows = self.length[slots], self.request[slots], lanes.rows(slots)  # [n], [n], [n, K, M]
-        log_mass = (self.list_tokens if c.chunk is None else self.draw_chunks)(slots, at, rows)  # [n, K]
-        ends = lanes.length[rows]  # of the candidates
+        at, request, rows = trunk.texts.length[slots], self.slots.request[slots], rollouts.rows_of(slots)  # [n, K, M]
+        log_mass = (self.list_tokens if self.chunk is None else self.draw_chunks)(slots, at, rows)  # [n, K]
+        ends = rollouts.texts.length[rows]  # of the candidates
         size = rows[0].numel()
-        self.roll(lanes, rows, slots, at[:, None, None] * size + rows % size)
-        law, clipped = self.estimate(log_mass[..., None] + lanes.log_weight(rows, ends, c.alpha), c.estimator)
+        self.roll(rollouts, rows, slots, at[:, None, None] * size + rows % size)
+        law, clipped = self.estimate(log_mass[..., None] + rollouts.log_weight(rows, ends, self.alpha))
         self.decisions[request] += 1
         self.clipped[request] += clipped
 
-        u = self.uniforms[slots, at]  # a token's, as in `generate`: α = 1, or a horizon of 1, draws the same tokens
-        if c.chunk is not None:
-            u = uniform(self.seed, self.key[slots], self.sample[slots], 0, at, CHOICE)
+        u = trunk.rows.uniforms[slots, at]  # a token's, as in `generate`: α = 1, or one token, draws the same
+        if self.chunk is not None:
+            u = uniform(trunk.seed, self.slots.key[slots], self.slots.sample[slots], 0, at, CHOICE)
         here, pick = torch.arange(len(slots), device=slots.device), inverse_cdf(law.log(), u)[0]
-        self.fork(slots, lanes, rows[here, pick, 0], ends[here, pick, 0])
-        if c.chunk is None:
-            self.logq[slots, at] = law[here, pick].log().float()
-        return running & ~self.active
+        trunk.take(slots, rollouts, rows[here, pick, 0], ends[here, pick, 0])
+        trunk.resume(slots, ends[here, pick, 0])
+        if self.chunk is None:
+            trunk.texts.logq[slots, at] = law[here, pick].log().float()
+        return running & ~self.running()
 
     def list_tokens(self, slots: Tensor, at: Tensor, rows: Tensor) -> Tensor:
         """Begin rows with the likeliest tokens; log p^α of each, [n, K]."""
-        (K, M), lanes = self.lanes.shape, self.lanes
-        super().advance()  # for its law; the token that it draws is overwritten
-        self.waited[self.request[slots]] += 1
-        ids, logp = self.measures[slots, at].split(K, 1)
-        here = at.repeat_interleave(K * M)
-        lanes.fork(rows, self, slots.repeat_interleave(K * M), here + 1)
-        lanes.tokens[rows.flatten(), here] = ids.long().flatten().repeat_interleave(M)
-        lanes.logp[rows.flatten(), here] = logp.float().flatten().repeat_interleave(M)
-        lanes.resume(rows.flatten(), here + 1)
-        lanes.active[rows] &= logp[..., None] > -math.inf  # what cannot be has no future
-        return self.config.alpha * logp
+        (K, M), branches, texts = self.rollouts.shape, self.rollouts, self.rollouts.texts
+        self.trunk.advance()  # for its logits; the token that it draws is overwritten
+        self.waited[self.slots.request[slots]] += 1
+        ids, logp = self.trunk.measured[slots].split(K, 1)
+        rows, here = rows.flatten(), at.repeat_interleave(K * M)
+        branches.take(rows, self.trunk, slots.repeat_interleave(K * M), here + 1)
+        texts.tokens[rows, here] = ids.long().flatten().repeat_interleave(M)
+        texts.logp[rows, here] = logp.float().flatten().repeat_interleave(M)
+        branches.resume(rows, here + 1)
+        branches.rows.active[rows] &= logp.flatten().repeat_interleave(M) > -math.inf  # what cannot be has no future
+        return self.alpha * logp
 
     def draw_chunks(self, slots: Tensor, at: Tensor, rows: Tensor) -> Tensor:
-        """Draw chunks, and begin rows with each; their log weights without F, [n, L]."""
-        c, heads = self.config, self.heads
-        drawn, of = heads.rows(slots), slots[:, None]
-        heads.limit[drawn] = (at[:, None] + (c.chunk or 1)).clamp(max=c.max_new_tokens)
-        heads.fork(drawn, self, of.expand_as(drawn), at[:, None].expand_as(drawn))
-        self.roll(heads, drawn, slots, drawn % drawn.shape[1])  # the same steps each time: the positions differ
+        """Draw chunks, and begin rows with each; their log weights without what may follow, [n, L]."""
+        chunks = self.chunks
+        assert chunks is not None and self.chunk is not None
+        drawn, of = chunks.rows_of(slots), slots[:, None]
+        chunks.rows.limit[drawn] = (at[:, None] + self.chunk).clamp(max=self.horizon)
+        chunks.fork(drawn, self.trunk, of.expand_as(drawn), at[:, None].expand_as(drawn))
+        self.roll(chunks, drawn, slots, drawn % drawn.shape[1])  # the same steps each time: the positions differ
         of = drawn[..., None].expand_as(rows)
-        self.lanes.fork(rows, heads, of, heads.length[of])
-        return heads.log_weight(drawn, at[:, None], c.alpha, of_law=1.0 if c.weight == "exact" else 0.0)
+        self.rollouts.fork(rows, chunks, of, chunks.texts.length[of])
+        return chunks.log_weight(drawn, at[:, None], self.alpha, of_proposal=float(self.exact))
 
     def roll(self, branches: Branches, rows: Tensor, slots: Tensor, step: Tensor) -> None:
         """Decode rows of some slots to their ends, and count it."""
-        decoded = branches.finish(rows, self.key[slots], self.sample[slots], step).flatten(1)
-        self.decoded[slots] += decoded.sum(1)
-        self.waited[self.request[slots]] += decoded.amax(1)
+        decoded = branches.finish(rows, self.slots.key[slots], self.slots.sample[slots], step).flatten(1)
+        self.trunk.rows.decoded[slots] += decoded.sum(1)
+        self.waited[self.slots.request[slots]] += decoded.amax(1)
+
+    def running(self) -> Tensor:
+        return self.trunk.rows.active
+
+    def keep(self, slots: Tensor) -> None:
+        for branches in (self.rollouts, self.chunks):
+            if branches is not None:
+                branches.keep(branches.rows_of(slots).flatten())
+        self.trunk.keep(slots)
+        self.slots = self.slots[slots]
+
+    def result(self, slots: Tensor) -> tuple[Samples, Tensor]:
+        return self.trunk.result(slots)
 
 
 def likeliest(logits: Tensor, k: int) -> Tensor:

@@ -1,13 +1,11 @@
-"""Prefetching: the next steps of a chain are proposed side by side, as if its record stayed as it is.
+"""One step after the other, some of them proposed ahead: the rule of power sampling.
 
-A chain of `reference/power_sampling.py` that rejects a step proposes in the next what it would have proposed without
-waiting, since its random numbers are addressed. So a chain has 1 + k lanes: the first works on the next step that
-decodes anything, the others on those after it. Steps are decided in their order. A step that leaves the record as it is
-frees its lane for a later one. A step that changes it makes what the later lanes hold stale: they are thrown away, and
-all lanes begin anew. Tokens, cuts and decisions are those of the chain that waits for each step in turn. It waits for
-fewer tokens where proposals are rejected, and decodes more, the thrown away ones among them.
-
-Steps that surely change the record, the first draw and a block's extension, have no lanes behind them.
+A chain that rejects a step proposes in the next what it would have proposed without waiting, since its random numbers
+are addressed. So its first lane works on the next step that decodes anything, the others on those after it, as if the
+record stayed as it is. Steps are decided in their order. One that leaves the record as it is frees its lane for a later
+one. One that changes it makes what the later lanes hold stale: all lanes begin anew. Tokens, cuts and decisions are
+those of a chain with one lane. It waits for fewer tokens where proposals are rejected, and decodes more, the stale ones
+among them. Steps that surely change the record, the first draw and a block's extension, have no lanes behind them.
 """
 
 from __future__ import annotations
@@ -17,48 +15,77 @@ import math
 import torch
 from torch import Tensor
 
-from reference.engine.chains import first_difference
-from reference.engine.lanes import IDLE, Lanes
+from reference.engine.chains import IDLE, Chains, ChainSettings
+from reference.engine.decoder import filtered
+from reference.engine.records import first_difference
+from reference.engine.requests import Plan
+from reference.interface import Samples
+from reference.randomness import int64
 
 
-class Prefetching(Lanes):
-    """Chains with 1 + k lanes each, on as many steps."""
+class InOrder:
+    """The rule of chains whose lanes work on consecutive steps."""
 
-    def decide(self, ended: Tensor) -> Tensor:
-        order = self.lane_step.argsort(1)  # [S, L]: lanes by their steps, the idle ones last
-        chain = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
-        row = self.rows(chain[:, 0]).gather(1, order)
-        decided = ended.gather(1, order).cumprod(1).bool()  # a step waits for those before it,
-        accepted = (self.lanes.value() > self.lanes.threshold)[row]
-        differ = self.differ(row)
-        changes = decided & accepted & (differ > 0)
-        decided &= changes.cumsum(1) - changes.long() == 0  # and what was proposed before a change is stale
-        changes &= decided
-        self.lanes.values(row[decided])  # are numbers
+    group, measures = 1, 0
 
-        steps = self.lane_step.view(-1)[row]
-        which = self.request[chain[decided]], steps[decided]
-        self.accepted[which], self.divergences[which] = accepted[decided], differ[decided]
-        changed = chain[changes]
-        self.take(changed, row[changes])
-        self.step[changed] = steps[changes]
-        self.free(row[decided])
-        self.free(self.rows(changed).flatten())
-        return chain[decided].unique()
+    def __init__(self, plan: Plan, settings: ChainSettings) -> None:
+        self.draw = filtered(settings.temperature)
+        self.falling = 1 <= 1 / settings.temperature <= settings.alpha
+        self.seeds = torch.tensor([int64(plan.seed)], device=plan.model.device)
 
-    def differ(self, row: Tensor) -> Tensor:
-        """Where the proposals in rows [S, L] first differ from the records of the chains, from 1; 0: nowhere."""
-        own = (x.repeat_interleave(row.shape[1], 0) for x in (self.tokens, self.length))
-        return first_difference(self.lanes.tokens[row.flatten()], self.lanes.length[row.flatten()], *own).view_as(row)
+    def distribution(self, chains: Chains, logits: Tensor, logp: Tensor) -> Tensor:
+        return self.draw(logits, logp)
 
-    def propose(self, slots: Tensor) -> Tensor:
+    def measure(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def begin(self, chains: Chains, slots: Tensor) -> None:
+        pass
+
+    def weight(self, chains: Chains, at: Tensor) -> Tensor:
+        """α log p − log q."""
+        texts = chains.decoder.texts
+        return chains.settings.alpha * texts.logp.gather(1, at).double() - texts.logq.gather(1, at).double()
+
+    def decide(self, chains: Chains, ended: Tensor) -> Tensor:
+        slots, decided = ended.any(1).nonzero()[:, 0], []
+        while len(slots):
+            step, lane = chains.lanes.step.view_as(ended)[slots].min(1)  # the step that comes first
+            ready = ended[slots, lane]
+            slots, step, rows = slots[ready], step[ready], chains.rows(slots)[ready, lane[ready]]
+            changed = self.settle(chains, slots, step, rows)
+            decided.append(slots)
+            if ended.shape[1] == 1:
+                return slots
+            ended[slots, lane[ready]] = False
+            slots = slots[~changed]
+            slots = slots[ended[slots].any(1)]
+        return torch.cat(decided).unique() if decided else slots
+
+    def settle(self, chains: Chains, slots: Tensor, step: Tensor, rows: Tensor) -> Tensor:
+        """Accept or reject one proposal of each of some chains; bool [k]: the record has changed."""
+        accepted = chains.values(rows) > chains.lanes.threshold[rows]
+        texts, own = chains.decoder.texts, chains.records.texts
+        differ = first_difference(texts.tokens[rows], texts.length[rows], own.tokens[slots], own.length[slots])
+        chains.settle(slots, step, accepted, differ)
+        changed = accepted & (differ > 0)
+        chains.records.take(slots[accepted], chains.decoder, rows[accepted])  # an equal one, for its intervals
+        moved = slots[changed]
+        chains.slots.step[moved] = step[changed]
+        chains.free(rows)
+        chains.free(chains.rows(moved).flatten())  # what was proposed behind it is stale
+        return changed
+
+    def propose(self, chains: Chains, slots: Tensor) -> Tensor:
         """Give the idle lanes of chains their next steps; returns the chains with none left, and none under way."""
-        busy = self.lane_step[slots] < IDLE
-        sure = (busy & (self.lanes.threshold[self.rows(slots)] == -math.inf)).any(1)  # of these the record will change
-        over, steps = self.find(slots[~sure], (~busy[~sure]).sum(1))
-        _, group, size = steps.slot.unique_consecutive(return_inverse=True, return_counts=True)
-        rank = torch.arange(len(group), device=group.device) - (size.cumsum(0) - size)[group]  # within its chain
-        idle_first = self.lane_step.argsort(1, descending=True)
-        rows = self.rows(steps.slot).gather(1, idle_first[steps.slot, rank][:, None])[:, 0]
-        self.begin(rows, *steps[:4], steps.first[:, 0], steps.uniforms[:, 0])
-        return over[(self.lane_step[over] == IDLE).all(1)]
+        rows, lanes = chains.rows(slots), chains.lanes
+        busy = lanes.step[rows] < IDLE
+        sure = (busy & (lanes.threshold[rows] == -math.inf)).any(1)  # of these the record will change
+        over, steps = chains.upcoming(slots[~sure], (~busy[~sure]).sum(1))
+        rows = chains.rows(steps.slot)
+        idle_first = lanes.step[rows].argsort(1, descending=True)
+        chains.begin(rows.gather(1, idle_first.gather(1, steps.rank[:, None]))[:, 0], steps)
+        return over[(lanes.step[chains.rows(over)] == IDLE).all(1)]
+
+    def result(self, chains: Chains, slots: Tensor) -> tuple[Samples, Tensor]:
+        return chains.records.texts[slots].samples(), chains.decoded(slots)

@@ -1,75 +1,96 @@
-"""What is asked of a decoder: requests, and how many of them fit at a time."""
+"""What is asked of the engine: requests with their addresses, in a plan that every sampler makes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reference.interface import LanguageModel
+from reference.engine.records import Table
+from reference.interface import LanguageModel, check_horizons, check_prompts, check_stop_ids
 from reference.randomness import key_of
 
 
-@dataclass(frozen=True)
-class Requests:
+@dataclass
+class Requests(Table):
     """n requests, as int64 tensors [n]."""
 
-    prompt: Tensor  # index into the decoder's prompts
+    prompt: Tensor  # index into the plan's prompts
     key: Tensor  # the address of its random numbers: the prompt's key,
     sample: Tensor  # and which of the prompt's samples
-    horizon: Tensor  # most response tokens
-    index: Tensor  # 0 .. n-1
-
-    @classmethod
-    def of(cls, keys: Tensor, n: int, horizons: Tensor) -> Requests:
-        """n samples of each prompt, from its key and its horizon (int64 [prompts]), in the order of the prompts."""
-        index = torch.arange(len(keys) * n, device=keys.device)
-        return cls(index // n, keys[index // n], index % n, horizons[index // n], index)
-
-    def __len__(self) -> int:
-        return len(self.prompt)
-
-    def __getitem__(self, chosen: Tensor) -> Requests:
-        return Requests(*(tensor[chosen] for tensor in vars(self).values()))
+    limit: Tensor  # most response tokens
+    index: Tensor  # 0 .. n−1
 
 
-def check_finite(
-    logp: Tensor, request: Tensor, n: int, keys: Sequence[int | str] | None, order: Sequence[int] | None = None
-) -> None:
-    """NaN or infinite logits make the token's log-probability NaN: looked for in the requests that have ended."""
-    if (bad := logp.isnan()).any():
-        row, position = bad.nonzero()[0].tolist()
-        prompt, sample = divmod(int(request[row]), n)
-        prompt = prompt if order is None else order[prompt]
-        name = f" (key {keys[prompt]!r})" if keys is not None else ""
-        raise ValueError(
-            f"the model's logits are not a law (NaN or infinite) for prompt {prompt}{name}, sample {sample}, at "
-            f"response position {position}; try float32 weights"
-        )
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a loop needs to know; `requests` in the order in which they are begun."""
+
+    model: LanguageModel
+    prompts: list[Tensor]  # int64 ids
+    stop_ids: list[int]
+    requests: Requests
+    each: int  # requests for each prompt
+    slots: int  # requests decoded at a time
+    horizon: int  # the longest limit
+    seed: int
+    names: Sequence[int | str] | None  # the caller's keys, for messages
+    order: list[int]  # prompt i of the plan is the caller's prompt order[i]
+
+    def check_finite(self, logp: Tensor, request: Tensor) -> None:
+        """ValueError: NaN or infinite logits, which make a token's log-probability NaN, in responses that have ended.
+        logp [n, horizon]; request int64 [n]: theirs."""
+        if (bad := logp.isnan()).any():
+            row, position = bad.nonzero()[0].tolist()
+            prompt, sample = divmod(int(request[row]), self.each)
+            prompt = self.order[prompt]
+            name = f" (key {self.names[prompt]!r})" if self.names is not None else ""
+            raise ValueError(
+                f"the model's logits are not a law (NaN or infinite) for prompt {prompt}{name}, sample {sample}, at "
+                f"response position {position}; try float32 weights"
+            )
 
 
-def make_requests(
-    model: LanguageModel, texts: list[Tensor], horizons: list[int], n: int, keys: Sequence[int | str] | None,
-    order: Sequence[int] | None = None, first: int | Sequence[int] = 0,
-) -> Requests:  # fmt: skip
-    """Samples first .. first + n − 1 of each text (first: one, or one for each text).
+def make_plan(
+    model: LanguageModel, prompts: Sequence[Sequence[int] | Tensor], max_new_tokens: int | Sequence[int], *,
+    stop_ids: Iterable[int], samples_per_prompt: int, slots: int | None, seed: int, keys: Sequence[int | str] | None,
+    group: int = 1, caches: int = 1, first_sample: int | Sequence[int] = 0, longest_first: bool = False,
+) -> Plan:  # fmt: skip
+    """Check what is asked, and number it.
 
-    order: text i is the caller's prompt order[i]; keys and first are in the caller's order. ValueError: n below 1, or
-    another number of keys."""
-    if n < 1:
-        raise ValueError(f"samples_per_prompt is {n}; it must be at least 1")
+    group: requests that begin and end together, `samples_per_prompt` groups for each prompt. caches: rows of keys and
+    values for each slot. first_sample: the number of each prompt's first sample (one, or one for each prompt).
+    longest_first: begin with the longest, so that the last to end are short; prompts of like lengths are prefilled
+    together. ValueError: what `generate` refuses.
+    """
+    stops, texts = check_stop_ids(model, stop_ids), check_prompts(model, prompts)
+    horizons = check_horizons(model, texts, max_new_tokens)
+    if samples_per_prompt < 1:
+        raise ValueError(f"samples_per_prompt is {samples_per_prompt}; it must be at least 1")
     if keys is not None and len(keys) != len(texts):
         raise ValueError(f"{len(keys)} keys for {len(texts)} prompts; give one for each")
-    named = [key_of(name) for name in (range(len(texts)) if keys is None else keys)]
-    named = named if order is None else [named[i] for i in order]
-    requests = Requests.of(torch.tensor(named, device=model.device), n, torch.tensor(horizons, device=model.device))
-    if not isinstance(first, int):
-        begin = torch.tensor([first[i] for i in order or range(len(texts))], device=model.device)
-        return replace(requests, sample=requests.sample + begin[requests.prompt])
-    return replace(requests, sample=requests.sample + first)
+    order, n, device = list(range(len(texts))), samples_per_prompt * group, model.device
+    if longest_first:
+        order.sort(key=lambda i: (-horizons[i], -len(texts[i])))
+    names = order if keys is None else [keys[i] for i in order]
+    first = [first_sample] * len(order) if isinstance(first_sample, int) else [first_sample[i] for i in order]
+
+    def of_prompts(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=device)[index // n]
+
+    index = torch.arange(len(texts) * n, device=device)
+    requests = Requests(
+        prompt=index // n, key=of_prompts([key_of(name) for name in names]), sample=index % n + of_prompts(first),
+        limit=of_prompts([horizons[i] for i in order]), index=index,
+    )  # fmt: skip
+    capacity = max(map(len, texts)) + max(horizons)
+    return Plan(
+        model, [texts[i] for i in order], stops, requests, n,
+        choose_slots(slots, model, len(requests), capacity, caches, group), max(horizons), seed, keys, order,
+    )  # fmt: skip
 
 
 def choose_slots(
@@ -86,7 +107,7 @@ def choose_slots(
         else:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         bytes_of = getattr(model, "kv_bytes_per_token", lambda: 0)
-        laws = 32 * model.vocab_size  # and logits in float32, their cumulative sums in float64
-        per_slot = caches * (capacity * bytes_of() + laws)
+        logits = 32 * model.vocab_size  # and logits in float32, their cumulative sums in float64
+        per_slot = caches * (capacity * bytes_of() + logits)
         slots = max(1, min(256, free * 3 // 4 // per_slot))
     return min(max(slots, group) // group * group, requests)

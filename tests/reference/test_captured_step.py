@@ -103,7 +103,8 @@ class OnCPU(CapturedStep):
     def record(self, step):
         decoder, recording = step.__self__, Recording()
         OnCPU.buckets = max(OnCPU.buckets, len(self.graphs))
-        state = [*(getattr(decoder, name) for name in decoder.per_slot), decoder.cache.k, decoder.cache.v]
+        tables = [*vars(decoder.texts).values(), *vars(decoder.rows).values()]
+        state = [*tables, decoder.measured, decoder.cache.k, decoder.cache.v]
         before = [tensor.clone() for tensor in state]
         with recording:
             result = step()
@@ -112,7 +113,7 @@ class OnCPU(CapturedStep):
 
         def replay():
             OnCPU.replays += 1
-            here = decoder.start + decoder.length - 1
+            here = decoder.texts.start + decoder.texts.length - 1
             assert decoder.cache.visible > int(here.max())
             recording.replay()
 
@@ -154,17 +155,17 @@ def test_a_step_that_cannot_be_captured_is_found_out(fault, on_cpu, monkeypatch)
     step = decoder.Decoder.decode_one
 
     def faulty(decoder):
-        before, kept = decoder.before, decoder.before.clone()
+        before, kept = decoder.rows.before, decoder.rows.before.clone()
         ended = step(decoder)
         if fault == "moved":
-            decoder.before = before.clone()
+            decoder.rows.before = before.clone()
             before.copy_(kept)
         elif fault in ("asks", "copies"):
             with torch.inference_mode():  # as in the model
                 torch.where(ended, 1.0, 0.0) if fault == "copies" else bool(ended.any())
         elif fault == "frozen":
             decoder.calls = getattr(decoder, "calls", 0) + 1
-            decoder.tokens[:, 0].fill_(decoder.calls % 5)
+            decoder.texts.tokens[:, 0].fill_(decoder.calls % 5)
         return ended
 
     monkeypatch.setattr(decoder.Decoder, "decode_one", faulty)

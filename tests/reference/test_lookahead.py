@@ -61,7 +61,7 @@ def test_chunks_have_the_law_of_their_weight(change, measured):
 
 def shared(self, branches, rows, slots, step):
     """All rollouts of a candidate have the same random numbers."""
-    return roll(self, branches, rows, slots, step // self.config.rollouts)
+    return roll(self, branches, rows, slots, step // self.rollouts.shape[1])
 
 
 roll = D.Lookahead.roll

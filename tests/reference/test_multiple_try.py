@@ -89,7 +89,7 @@ def test_costs_are_counts(monkeypatch):
     advance = Decoder.advance
 
     def counted(self):
-        rows.append(int(self.active.sum()))
+        rows.append(int(self.rows.active.sum()))
         return advance(self)
 
     monkeypatch.setattr(Decoder, "advance", counted)

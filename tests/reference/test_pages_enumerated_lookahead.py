@@ -96,7 +96,7 @@ TOKEN_MUTANTS = {
     "weight p^α of rollouts": (L.roll_out, "config.alpha * logp - logq", "config.alpha * logp", {}),
     "sign of the rollouts' proposal": (L.roll_out, "config.alpha * logp - logq", "config.alpha * logp + logq", {}),
     "the candidate counted twice": (L.roll_out, "first=len(y)", "first=len(y) - 1", {}),
-    "rollouts from the other law": (L.roll_out, "y, config.max_new_tokens, q,", "y, config.max_new_tokens, 1 / config.alpha,", {}),
+    "rollouts from the other law": (L.roll_out, "max_new_tokens, q,", "max_new_tokens, 1 / config.alpha,", {}),
     "low temperature": (L.roll_out, "return float(", "return 0 * float(", {}),
     "the least likely tokens": (L.likeliest_tokens, "descending=True", "descending=False", {"candidates": 2}),
     "one candidate too many": (L.likeliest_tokens, "[: config.candidates]", "[: config.candidates + 1]",

@@ -67,8 +67,8 @@ def wrong_sign(low, high, logp_low, logp_high):
     return (high - low) * (logp_high - logp_low)
 
 
-def weights_not_swapped(self, slots):
-    self.low[slots] = 1.0
+def weights_not_swapped(self, chains, slots):
+    chains.records.texts.low[slots] = 1.0
 
 
 @pytest.mark.claim("P17")

@@ -82,22 +82,24 @@ def test_converged_chains_draw_from_the_power_law(measured):
     measured("G of draws", statistic, bound)
 
 
-def no_cut_factor(self):
-    return self.weight.gather(1, self.length[:, None])[:, 0]
+def no_cut_factor(self, texts):
+    return texts.weight.gather(1, texts.length[:, None])[:, 0]
 
 
-def never_undone(self, slots):
-    """A rejected proposal stays in the cache: its keys and values are taken for the kept record's."""
-    copy_rows = self.cache.copy_rows
-    self.cache.copy_rows = lambda *arguments, **named: None
-    settle(self, slots)
-    self.cache.copy_rows = copy_rows
+def cache_stays(self, rows, steps, j=0):
+    """A lane goes on from the keys and values of the proposal before, not from the record's."""
+    copy_rows = self.decoder.cache.copy_rows
+    self.decoder.cache.copy_rows = lambda source, target, other, length: (
+        copy_rows(source, target, other, length) if (steps.step == 0).any() else None
+    )
+    begin(self, rows, steps, j)
+    self.decoder.cache.copy_rows = copy_rows
 
 
-settle = Chains.settle
+begin = Chains.begin
 MUTANTS = {
     "no length factor": ("value", no_cut_factor, {"alpha": 2.0, "steps": 8}),
-    "the cache of a rejected proposal": ("settle", never_undone, {"alpha": 2.0, "steps": 8}),
+    "the cache of a rejected proposal": ("begin", cache_stays, {"alpha": 2.0, "steps": 8}),
 }
 
 
@@ -131,8 +133,8 @@ def test_rejections_at_alpha_one_are_caught(monkeypatch):
 
     def scores_of_another_kernel(self):
         ended = advance(self)
-        at = (self.length - 1).clamp(min=0)[:, None]
-        self.logp.scatter_(1, at, self.logp.gather(1, at) * (1 + 1e-3))
+        at = (self.texts.length - 1).clamp(min=0)[:, None]
+        self.texts.logp.scatter_(1, at, self.texts.logp.gather(1, at) * (1 + 1e-3))
         return ended
 
     monkeypatch.setattr(Decoder, "advance", scores_of_another_kernel)
@@ -170,8 +172,8 @@ def test_a_wrong_skip_is_caught(monkeypatch):
 
     def wide(self):
         ended = advance(self)
-        at = (self.length - 1).clamp(min=0)[:, None]
-        self.high.scatter_(1, at, self.high.gather(1, at) + 1e-2)
+        at = (self.texts.length - 1).clamp(min=0)[:, None]
+        self.texts.high.scatter_(1, at, self.texts.high.gather(1, at) + 1e-2)
         return ended
 
     monkeypatch.setattr(Decoder, "advance", wide)

@@ -73,9 +73,9 @@ def test_the_law_of_the_returned_particle_is_exact(change, measured):
 
 
 def weights_kept(self, clouds, share):
-    weight = self.log_weight.clone()
+    weight = self.slots.log_weight.clone()
     RESAMPLE(self, clouds, share)
-    self.log_weight = weight
+    self.slots.log_weight = weight
 
 
 def mean_of_logs(log_weight):

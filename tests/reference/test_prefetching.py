@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from reference.engine.chains import IDLE
 from reference.engine.decoder import Decoder
-from reference.engine.lanes import IDLE
-from reference.engine.prefetching import Prefetching
+from reference.engine.prefetching import InOrder
 from reference.power_sampling import PowerConfig, power_sample
 from tests.assertions import assert_same_samples
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD
@@ -73,7 +73,7 @@ def test_costs_are_counts(prefetch, monkeypatch):
     advance = Decoder.advance
 
     def counted(self):
-        rows.append(int(self.active.sum()))
+        rows.append(int(self.rows.active.sum()))
         return advance(self)
 
     monkeypatch.setattr(Decoder, "advance", counted)
@@ -86,33 +86,34 @@ def test_costs_are_counts(prefetch, monkeypatch):
 
 def test_stale_proposals_are_caught(monkeypatch):
     """What was proposed from the old record is kept after a change."""
-    decide = Prefetching.decide
+    decide = InOrder.decide
 
-    def keeps_stale_lanes(self, ended):
-        steps, active = self.lane_step.clone(), self.lanes.active.clone()
-        chains = decide(self, ended)
-        stale = (steps < IDLE) & (steps > self.step[:, None])
-        self.lane_step[stale] = steps[stale]
-        self.lanes.active = torch.where(stale.flatten(), active, self.lanes.active)
-        self.step = torch.where(stale, steps, self.step[:, None]).amax(1)
-        return chains
+    def keeps_stale_lanes(self, chains, ended):
+        steps, active = chains.lanes.step.view(ended.shape).clone(), chains.decoder.rows.active.clone()
+        slots = decide(self, chains, ended)
+        stale = (steps < IDLE) & (steps > chains.slots.step[:, None])
+        chains.lanes.step.view(ended.shape)[stale] = steps[stale]
+        chains.decoder.rows.active = torch.where(stale.flatten(), active, chains.decoder.rows.active)
+        chains.slots.step = torch.where(stale, steps, chains.slots.step[:, None]).amax(1)
+        return slots
 
-    monkeypatch.setattr(Prefetching, "decide", keeps_stale_lanes)
+    monkeypatch.setattr(InOrder, "decide", keeps_stale_lanes)
     with pytest.raises(AssertionError):
         assert_same_with_prefetching(WORLD["another implementation"](), {"cut": "record"})
 
 
 def test_steps_decided_out_of_order_are_caught(monkeypatch):
     """A lane that has ended does not wait for the lanes before it."""
-    decide = Prefetching.decide
+    decide = InOrder.decide
 
-    def impatient(self, ended):
-        steps = self.lane_step.clone()
-        self.lane_step[~ended] = IDLE  # the others seem to have nothing to do
-        chains = decide(self, ended)
-        self.lane_step = torch.where(~ended & self.lanes.active.view(ended.shape), steps, self.lane_step)
-        return chains
+    def impatient(self, chains, ended):
+        steps, waits = chains.lanes.step.clone(), ~ended.flatten()
+        chains.lanes.step[waits] = IDLE  # the others seem to have nothing to do
+        slots = decide(self, chains, ended)
+        busy = waits & chains.decoder.rows.active
+        chains.lanes.step = torch.where(busy, steps, chains.lanes.step)
+        return slots
 
-    monkeypatch.setattr(Prefetching, "decide", impatient)
+    monkeypatch.setattr(InOrder, "decide", impatient)
     with pytest.raises(AssertionError):
         assert_same_with_prefetching(WORLD["another implementation"](), {"cut": "record", "block": 6}, ahead=(5,))

@@ -9,7 +9,7 @@ import torch
 
 import reference.engine.decoder as DECODER
 import reference.randomness as R
-from reference.engine.decoder import Decoder
+from reference.engine.decoder import Decoder, Prompts
 from reference.sampling import (
     Cost,
     Drawn,
@@ -254,18 +254,21 @@ def test_longer_responses_and_two_stop_ids_have_the_enumerated_law():
     assert_law(TabularLM.random(3, 7, seed=2), {"temperature": 0.8}, horizon=5, stops=(0, 2), prompts=[[1, 2], [0]])
 
 
-def shifted_prompt(self, slots, prompt):
-    fetch_prompts(self, slots, (prompt + 1) % len(self.prompts))
+def shifted_prompt(self, store, rows, prompt):
+    fetch(self, store, rows, (prompt + 1) % len(self.ids))
+    store.texts.prompt[rows], store.texts.start[rows] = prompt, self.length[prompt]
 
 
-def never_rewinds(self, slots, position):
-    self.length[slots], self.finished[slots], self.active[slots] = position, False, True  # `before` is left as it was
+def keeps_the_token_before(self, rows, position):
+    before = self.rows.before.clone()
+    resume(self, rows, position)
+    self.rows.before = before
 
 
-fetch_prompts = Decoder.fetch_prompts
+fetch, resume = Prompts.fetch, Decoder.resume
 LAW_MUTANTS = {
-    "another request's prompt in the cache": (Decoder, "fetch_prompts", shifted_prompt),
-    "a slot's last token fed to its next request": (Decoder, "rewind", never_rewinds),
+    "another request's prompt in the cache": (Prompts, "fetch", shifted_prompt),
+    "a slot's last token fed to its next request": (Decoder, "resume", keeps_the_token_before),
     "temperature applied twice": (DECODER, "log_law", lambda logits, t, k, p: log_law(log_law(logits, t, k, p), t)),
     "top-p before top-k": (DECODER, "log_law", lambda logits, t, k, p: log_law(log_law(logits, t, None, p), 1.0, k)),
     "an inverse CDF of the squared law": (DECODER, "inverse_cdf", lambda logq, u: inverse_cdf(2 * logq, u)),

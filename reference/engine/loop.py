@@ -1,0 +1,84 @@
+"""The one loop: slots that are refilled as soon as their requests have ended, so that nobody waits for the longest.
+
+A sampler is a *machine*: it knows what to decode next, and what to do when something has ended. The loop knows when to
+refill slots and when to go on with fewer.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from reference.engine.decoder import Prompts
+from reference.engine.requests import Plan, Requests
+from reference.interface import Cost, Generation, Samples
+
+REFILL = 16  # while requests wait, 1 in so many slots may be idle: a stop costs as much as some idle rows
+SHRINK = 4  # when none waits, go on with fewer slots as soon as no more than 1 in so many is busy
+
+
+class Machine(Protocol):
+    """S slots, each with a request of its own; neighbours in groups of `group` begin and end together."""
+
+    prompts: Prompts
+
+    @property
+    def group(self) -> int: ...
+
+    def load(self, slots: Tensor, requests: Requests) -> None:
+        """Begin request i in slot slots[i]."""
+
+    def advance(self) -> Tensor:
+        """Decode in every slot that is running; bool [S]: the requests that have just ended."""
+        raise NotImplementedError
+
+    def running(self) -> Tensor:
+        """bool [S]: slots whose requests have not ended."""
+        raise NotImplementedError
+
+    def keep(self, slots: Tensor) -> None:
+        """Drop all slots but these; they are 0 .. len(slots) − 1 from now on."""
+
+    def result(self, slots: Tensor) -> tuple[Samples, Tensor]:
+        """The responses of slots whose requests have ended, [n, 1], and the tokens decoded for each, int64 [n]."""
+        raise NotImplementedError
+
+
+def run(machine: Machine, plan: Plan, label: str) -> Generation:
+    """All requests of a plan through a machine's slots: [prompts, requests for each]."""
+    requests, S, device = plan.requests, plan.slots, plan.model.device
+    R = len(requests)
+    results, decoded = Samples.empty(R, 1, plan.horizon, device), torch.zeros_like(requests.index)
+    free = torch.arange(S, device=device)
+    of = torch.zeros_like(free)  # the request in each slot
+    loaded = done = 0
+    with tqdm(total=R, desc=label, unit="response", disable=None, leave=False) as progress:
+        while done < R:
+            if len(free := free[: R - loaded]):
+                of[free] = requests.index[loaded : loaded + len(free)]
+                machine.load(free, requests[of[free]])
+                loaded += len(free)
+            else:  # no request waits
+                groups = machine.running().view(-1, machine.group).any(1)
+                going = groups.repeat_interleave(machine.group).nonzero()[:, 0]
+                machine.keep(going)
+                of, S = of[going], len(going)
+            enough = max(1, S // REFILL) if loaded < R else max(1, S - S // SHRINK)
+            waiting = machine.advance()
+            while (count := int(waiting.sum())) < min(enough, loaded - done):
+                waiting |= machine.advance()
+            free = waiting.nonzero()[:, 0]
+            ended, tokens = machine.result(free)
+            plan.check_finite(ended.logp[:, 0], of[free])
+            results.put(of[free], ended)
+            decoded[of[free]] = tokens
+            done += count
+            progress.update(count)
+    P, n = R // plan.each, plan.each
+    samples, decoded = Samples(*(x.view(P, n, *x.shape[2:]) for x in results.tensors())), decoded.view(P, n)
+    charged, calls = machine.prompts.length * n, torch.full((P,), n, device=device)
+    counts = torch.stack((charged, machine.prompts.prefilled, decoded.sum(1), decoded.amax(1), calls), 1)
+    return Generation(samples, [Cost(*count) for count in counts.tolist()])
