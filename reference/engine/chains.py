@@ -163,7 +163,7 @@ class Chains:
         self.decoder = Decoder(
             plan, lambda logits, logp: rule.distribution(self, logits, logp), rows=S * settings.lanes,
             prompts=self.prompts,
-            measure=(lambda logits: torch.cat([part(logits) for part in parts], -1)) if parts else None,
+            measure=side_by_side(parts),
             measures=measures, weighed=True, massed=massed,
         )  # fmt: skip
         texts = Texts.empty(S, plan.horizon, device, measures, weighed=True, massed=massed)
@@ -263,7 +263,7 @@ class Chains:
         w = w.clamp(max=0) if self.rule.falling else w  # so that rounding cannot raise a sum
         texts.weight.scatter_(1, at + 1, texts.weight.gather(1, at) + w)
         if c.weighs_cuts:
-            e = texts.measures[..., -1].gather(1, at)
+            e = measured[:, -1:]
             if c.cut == "entropy":
                 before = texts.measures[..., -1].gather(1, (at - 1).clamp(min=0))
                 e = c.entropy_floor + torch.where(at > 0, e - before, e).clamp(min=0) ** c.entropy_power
@@ -324,11 +324,12 @@ class Chains:
         cut = torch.searchsorted(mass, u[:, None] * mass.gather(1, length), right=True) - 1
         return torch.minimum(cut, length - 1)[:, 0]
 
-    def take_steps(self, steps: Steps) -> None:
-        """Steps have been looked at: their chains stand there now."""
-        which = self.slots.request[steps.slot], steps.step
-        self.slots.step.scatter_reduce_(0, steps.slot, steps.step, "amax")
-        self.history.cuts[which], self.history.behind[which] = steps.cut + 1, steps.behind
+    def pass_by(self, steps: Steps, looked: Tensor) -> None:
+        """Chains stand at the last of their steps that were looked at (bool [n]) now."""
+        slot, step = steps.slot[looked], steps.step[looked]
+        self.slots.step.scatter_reduce_(0, slot, step, "amax")
+        which = self.slots.request[slot], step
+        self.history.cuts[which], self.history.behind[which] = steps.cut[looked] + 1, steps.behind[looked]
 
     def upcoming(self, slots: Tensor, room: Tensor) -> tuple[Tensor, Steps]:
         """The next steps of chains that decode anything while their records stay as they are: at least one, if any is
@@ -345,12 +346,20 @@ class Chains:
             sure = moves & (steps.threshold == -math.inf)
             enough = (moves.view(grid).cumsum(1) >= room[:, None]) | (sure.view(grid).cumsum(1) > 0)
             looked = (enough.cumsum(1) <= 1).flatten() & (steps.step <= last)  # up to the first that is enough
-            self.take_steps(steps[looked])
-            found.append(steps[moves & looked])
-            none, end = ~(moves & looked).view(grid).any(1), self.slots.step[slots] == last
+            self.pass_by(steps, looked)
+            chosen = moves & looked
+            found.append(steps[chosen.nonzero()[:, 0]])
+            none, end = ~chosen.view(grid).any(1), self.slots.step[slots] == last
             over.append(slots[none & end])
             slots, room = slots[none & ~end], room[none & ~end]
-        return torch.cat(over), Steps.cat(found)
+        return torch.cat(over), found[0] if len(found) == 1 else Steps.cat(found)
+
+
+def side_by_side(parts: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor] | None:
+    """What all of them measure, as one measure; None of none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return lambda logits: torch.cat([part(logits) for part in parts], -1)
 
 
 def entropy(logits: Tensor) -> Tensor:

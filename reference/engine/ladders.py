@@ -72,7 +72,7 @@ class Ladders(InOrder):
             over.append(slots[step == last])
             slots = slots[step < last]
             steps = chains.look(slots, 1)
-            chains.take_steps(steps)
+            chains.pass_by(steps, torch.ones_like(steps.behind))
             steps = steps[steps.decodes[:, 0]]
             chains.begin(steps.slot, steps)
             idle = ~chains.decoder.rows.active[slots].view(-1, self.group).any(1)

@@ -73,7 +73,8 @@ class InOrder:
         moved = slots[changed]
         chains.slots.step[moved] = step[changed]
         chains.free(rows)
-        chains.free(chains.rows(moved).flatten())  # what was proposed behind it is stale
+        if chains.settings.lanes > 1:
+            chains.free(chains.rows(moved).flatten())  # what was proposed behind it is stale
         return changed
 
     def propose(self, chains: Chains, slots: Tensor) -> Tensor:

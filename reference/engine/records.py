@@ -86,9 +86,9 @@ class Store:
         """Have in `rows` what `other` has in rows `of` (int64 [k] each): all that is known, and keys and values of the
         first `length` response tokens (int64 [k]; default: all), but of the last, which is yet to be fed."""
         if len(rows):
-            texts = other.texts[of]
-            self.texts.put(rows, texts)
-            if longest := int((texts.start + (texts.length if length is None else length)).max()) - 1:
+            self.texts.put(rows, other.texts[of])
+            length = self.texts.length[rows] if length is None else length
+            if longest := int((self.texts.start[rows] + length).max()) - 1:
                 self.cache.copy_rows(of, rows, other=other.cache, length=longest)
 
     def keep(self, rows: Tensor) -> None:
