@@ -19,7 +19,7 @@ weighed while they grow, and which steps come next. Two savings change no token:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
 
@@ -355,7 +355,7 @@ class Chains:
         return torch.cat(over), found[0] if len(found) == 1 else Steps.cat(found)
 
 
-def side_by_side(parts: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor] | None:
+def side_by_side(parts: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor] | None:
     """What all of them measure, as one measure; None of none."""
     if len(parts) < 2:
         return parts[0] if parts else None
