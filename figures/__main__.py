@@ -1,12 +1,13 @@
 """The figures' command line.
 
     python -m figures draw [NAME ...]     redraw figures/NAME.png from figures/results/NAME.json (default: all)
-    python -m figures compute NAME ...    compute figures/results/NAME.json again, redraw, and put its table into README
+    python -m figures compute NAME ...    compute figures/results/NAME.json again, redraw, put its tables into READMEs
     python -m figures stale               name the results that were computed from other code than today's
     python -m figures demo                compute and show the demo, in runs/: nothing that git tracks changes
 
 A figure is a module figures/NAME.py with `compute() -> plain dict`, `draw(dict) -> matplotlib figure`, optionally
-`table(dict) -> text`, and `DEPENDS`: the files and folders whose contents decide what `compute` returns.
+`table(dict) -> text` or `tables(dict) -> texts by name`, and `DEPENDS`: the files and folders whose contents decide what
+`compute` returns.
 """
 
 import argparse
@@ -77,14 +78,25 @@ def draw(name: str, results: Path = RESULTS, pictures: Path = HERE) -> None:
     matplotlib.pyplot.close(figure)
 
 
-def write_table(name: str, result: dict) -> None:
-    """Put a figure's table into README, between the two comments that name it; nothing if README does not have them."""
-    readme = HERE.parent / "README.md"
-    head, begin, rest = readme.read_text().partition(f"<!-- table: {name} -->\n")
-    if begin:
-        _, end, tail = rest.partition("<!-- end -->\n")
-        text = f"{head}{begin}```\n{module(name).table(result)}\n```\n{end}{tail}"
-        write_whole(readme, lambda part: part.write_text(text))
+def tables(name: str, result: dict) -> dict[str, str]:
+    """A figure's tables by name: those of its `tables`, or its one `table`, or none."""
+    figure = module(name)
+    if hasattr(figure, "tables"):
+        return figure.tables(result)
+    return {name: figure.table(result)} if hasattr(figure, "table") else {}
+
+
+def write_tables(name: str, result: dict) -> None:
+    """Put a figure's tables into the READMEs that have the two comments that name them."""
+    for readme in (HERE.parent / "README.md", *HERE.parent.glob("*/README.md")):
+        before = text = readme.read_text()
+        for title, table in tables(name, result).items():
+            head, begin, rest = text.partition(f"<!-- table: {title} -->\n")
+            if begin:
+                _, end, tail = rest.partition("<!-- end -->\n")
+                text = f"{head}{begin}```\n{table}\n```\n{end}{tail}"
+        if text != before:
+            write_whole(readme, lambda part, text=text: part.write_text(text))
 
 
 def stale() -> list[str]:
@@ -113,16 +125,21 @@ def main() -> None:
         draw("demo", runs, runs)
         show("demo", result, runs / "demo.png")
     elif arguments.action == "draw":
-        for name in chosen or sorted(path.stem for path in RESULTS.glob("*.json")):
+        wanted = chosen or sorted(path.stem for path in RESULTS.glob("*.json"))
+        for name in wanted:
             draw(name)
             print(f"figures/{name}.png")
+        if old := [name for name in stale() if name in wanted]:
+            sys.exit(
+                "\n".join(f"{name}: computed from other code than today's; make results NAME={name}" for name in old)
+            )
     elif not chosen:
         sys.exit(f"name a figure to compute: {', '.join(names())}")
     else:
         for name in chosen:
             result = compute(name)
             draw(name)
-            write_table(name, result)
+            write_tables(name, result)
             show(name, result, HERE / f"{name}.png")
 
 

@@ -263,6 +263,27 @@ def table(result: dict) -> str:
     return "\n".join((*lines, "", committed(), "", LESSONS))
 
 
+STORY = (
+    "greedy", "temperature 1", "best of 8 by log-probability", "best of 32 by majority vote", "power p^4, 400 steps",
+    "parallel-distill-refine (4, 4, 1)", "first of 8 that passes the cascade",
+)  # fmt: skip
+
+
+def short(result: dict) -> str:
+    """The rows that tell the story."""
+    lines = [f"{'share of right answers':36}{'all':>7}{'plain':>9}{'tempting':>10}{'hard':>7}{'tokens':>10}"]
+    for row in result["rows"]:
+        if row["method"] in STORY:
+            plain, tempting, hard = (row[kind][0] for kind in KINDS)
+            shares = f"{row['accuracy'][0]:7.2f}{plain:9.2f}{tempting:10.2f}{hard:7.2f}"
+            lines.append(f"{row['method']:36}{shares}{row['decoded']:10.0f}")
+    return "\n".join((*lines, "", "tokens: decoded per problem"))
+
+
+def tables(result: dict) -> dict[str, str]:
+    return {"demo": table(result), "demo-short": short(result)}
+
+
 LESSONS = """tokens: decoded per problem, "in a row" those that wait for each other. short: answers that show no steps.
 B_seq, B_total: tokens of prompts and responses, of the calls that wait for each other and of all (for whole calls).
 plain: the right draft is the most likely one, token by token; any sharpening helps.

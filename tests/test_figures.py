@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from figures.__main__ import HERE, RESULTS, draw, fingerprint, module, names
+from figures.__main__ import HERE, RESULTS, draw, fingerprint, names, tables
 from tests.conftest import ROOT
 
 COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
@@ -24,19 +24,32 @@ def test_results_say_what_they_were_computed_with(name):
     assert {"depends", "seconds", "python", "torch", "numpy", "machine"} <= about.keys()
 
 
-def test_readme_shows_the_committed_tables():
-    readme, shown = (ROOT / "README.md").read_text(), 0
-    for name in COMMITTED:
-        if f"<!-- table: {name} -->" in readme:
-            result = json.loads((RESULTS / f"{name}.json").read_text())
-            assert module(name).table(result) in readme, f"run `make results NAME={name}`"
-            shown += 1
-    assert shown >= 2
+def test_readmes_show_the_committed_tables():
+    texts = {path: path.read_text() for path in (ROOT / "README.md", *ROOT.glob("*/README.md"))}
+    marks = [(path, mark) for path, text in texts.items() for mark in re.findall("<!-- table: (.*?) -->", text)]
+    known = {title: (name, table) for name in COMMITTED
+             for title, table in tables(name, json.loads((RESULTS / f"{name}.json").read_text())).items()}  # fmt: skip
+    for path, mark in marks:
+        name, table = known[mark]
+        assert f"<!-- table: {mark} -->\n```\n{table}\n```\n" in texts[path], f"run `make results NAME={name}`"
+    assert len(marks) >= 6
+
+
+TEXTS = [
+    path for path in (*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("*/*/*.md")) if "runs" not in path.parts
+]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_leads_somewhere(path):
+    targets = re.findall(r"\]\(([^)\s#]+)[^)]*\)", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL))
+    missing = [t for t in targets if not re.match("[a-z]+:", t) and not (path.parent / t).exists()]
+    assert not missing
 
 
 @pytest.mark.parametrize(("file", "shows"), [("README.md", "Cost(prompt_tokens="), ("reference/README.md", "(0,) 0.5")])
 def test_readmes_python_runs(file, shows, capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+    block = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL))
     exec(block.replace("toy/checkpoint", str(ROOT / "toy" / "checkpoint")), {})
     assert shows in capsys.readouterr().out
 
