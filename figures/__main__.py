@@ -6,8 +6,8 @@
     python -m figures demo                compute and show the demo, in runs/: nothing that git tracks changes
 
 A figure is a module figures/NAME.py with `compute() -> plain dict`, `draw(dict) -> matplotlib figure`, optionally
-`table(dict) -> text` or `tables(dict) -> texts by name`, and `DEPENDS`: the files and folders whose contents decide what
-`compute` returns.
+`table(dict) -> text` or `tables(dict) -> texts by name`, and `DEPENDS`: the files and folders whose contents decide
+what `compute` returns.
 """
 
 import argparse

@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from figures._verification import cascade, committed
+from figures._distillation import QUICK
+from figures._verification import committed
 from reference.best_of_n import select
 from reference.evaluation.statistics import accuracy
 from reference.interface import Generation
@@ -29,6 +30,7 @@ from reference.sampling import Cost, Samples, generate, score
 from reference.self_reward import length_normalized, log_probability, majority_vote
 from reference.sequential_refinement import sequential_refinement
 from reference.text.text_model import TextModel
+from reference.uq_ttc import uq_ttc
 from toy.relay import Problem, make_problems
 
 DEPENDS = ("reference", "toy", "figures/demo.py")
@@ -184,6 +186,14 @@ def refinement(world: World) -> Iterator[Row]:
     yield timed("sequential refinement, 3 rounds", sequential_refinement, 3, config(4))
     yield timed("parallel-distill-refine (4, 1)", parallel_distill_refine, config(4))
     yield timed("parallel-distill-refine (4, 4, 1)", parallel_distill_refine, config(4, 4))
+
+
+def cascade(world: World) -> Iterator[Row]:
+    """The first of 8 candidates that passes all votes of all stages, else the first: no distillation, many calls."""
+    begin, keys = time.perf_counter(), [problem.id for problem in world.problems]
+    found = uq_ttc(world.text_model, [problem.question for problem in world.problems], QUICK, seed=SEED, keys=keys)
+    method = f"first of {QUICK.n} that passes the cascade"
+    yield Row(method, found.samples, found.costs, time.perf_counter() - begin)
 
 
 METHODS = (one_response, best_of_n, power, particles, ladder, tries, chunks, refinement, cascade)

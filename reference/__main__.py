@@ -7,29 +7,12 @@ that it answers without importing torch, and a command's options are read from i
 
 from __future__ import annotations
 
-import ast
 import io
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-COMMANDS = Path(__file__).parent / "cli" / "commands.py"
-
-
-def commands() -> dict[str, dict[str, str]]:
-    """By kind, the commands with what they do: `best_of_n` is "best-of-n", `train_sft` "train sft"."""
-    kinds: dict[str, dict[str, str]] = {"methods": {}, "training": {}, "more": {}}
-    for node in ast.parse(COMMANDS.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            trains, asks = (
-                node.name.startswith("train_"),
-                node.returns and ast.unparse(node.returns).startswith("Answers"),
-            )
-            kind = kinds["training" if trains else "methods" if asks else "more"]
-            name = "train " + node.name.removeprefix("train_") if trains else node.name
-            kind[name.replace("_", "-")] = (ast.get_docstring(node) or "").partition("\n")[0]
-    return kinds
+from reference.cli.listing import commands
 
 
 def overview() -> str:

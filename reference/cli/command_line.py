@@ -27,9 +27,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from reference.cli import commands as module
+from reference.cli import listing
 from reference.cli.asking import Answers, Asked, Checkpoint, Method, Output, show
 
 NAMES = {"n": "num_samples", "samples": "num_samples", "path": "task"}  # Hugging Face's, and one of ours
+OLD = {"max_new_tokens": ("horizon", "tokens"), "cascade_max_new_tokens": ("cascade_tokens",)}  # other spellings
 TOKENS = ("max_new_tokens", "workspace")  # settings that the context limits
 ELSEWHERE = ("asked", "output", "stream", "candidate")  # settings of a method for which evaluate has its own, or no use
 POSITIONAL = {"prompt": "?", "files": "+"}
@@ -171,6 +174,7 @@ def make_parser(name: str, text: str, options: Sequence[Option]) -> tuple[Parser
     )  # fmt: skip
     groups = {title: parser.add_argument_group(title) for title in ("settings", "prompts", "model", "output", "more")}
     switched = [option.path[:-1] for option in options if not option.path[-1]]
+    leaves = {option.path[-1] for option in options}
     taken: dict[str, list[str]] = {}
     for option in options:
         leaf = option.path[-1] or option.path[-2]
@@ -186,8 +190,7 @@ def make_parser(name: str, text: str, options: Sequence[Option]) -> tuple[Parser
         if leaf in POSITIONAL:
             group.add_argument(named, nargs=POSITIONAL[leaf], metavar=leaf.upper(), **common)
             continue
-        spelled = [named, "horizon", "tokens"] if named == "max_new_tokens" else [named]
-        spelled += ["cascade_tokens"] if named == "cascade_max_new_tokens" else []
+        spelled = [named, *(old for old in OLD.get(named, ()) if old not in leaves)]
         flags = [f"--{each.replace('_', '-')}" for each in spelled]
         if option.hint is bool:
             kind = argparse.BooleanOptionalAction if option.default else "store_true"
@@ -287,9 +290,7 @@ def printing(output: Output) -> None:
 
 
 def commands() -> dict[str, Callable]:
-    """The functions of `reference/cli/commands.py` by the names of `reference/__main__.py`."""
-    from reference.__main__ import commands as listed
-    from reference.cli import commands as module  # which imports this file
+    """The functions of `reference/cli/commands.py` by the names of `listing.py`."""
 
-    names = [name for kind in listed().values() for name in kind]
+    names = [name for kind in listing.commands().values() for name in kind]
     return {name: getattr(module, name.replace(" ", "_").replace("-", "_")) for name in names}

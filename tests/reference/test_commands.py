@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import reference.__main__ as command
-from reference.cli import asking, command_line, commands
+from reference.cli import asking, command_line, commands, listing
 from reference.cli.asking import Asked, Checkpoint, Input
 from reference.cli.command_line import build, comments, make_parser, options_of
 from reference.parallel_tempering import TemperingConfig
@@ -501,8 +501,8 @@ def test_a_method_is_one_function(run, tmp_path, monkeypatch):
     import inspect
 
     more = tmp_path / "commands.py"
-    more.write_text(command.COMMANDS.read_text() + "\n\n" + inspect.getsource(shout).replace("asking.", ""))
-    monkeypatch.setattr(command, "COMMANDS", more)
+    more.write_text(listing.COMMANDS.read_text() + "\n\n" + inspect.getsource(shout).replace("asking.", ""))
+    monkeypatch.setattr(listing, "COMMANDS", more)
     monkeypatch.setattr(commands, "shout", shout, raising=False)
     assert "shout        Say it loudly." in run("--help")
     options = ["--volume", "none", "--names", "c,d", "--times", "4", "--max-new-tokens", "24"]
@@ -545,11 +545,11 @@ def test_options_are_the_settings():
     values = {path: value for named, value in given.items() for path in paths[named]}
     config = build(commands.power, values, 100)["config"]
     assert config == replace(PowerConfig(), alpha=2.0, cut="record", max_new_tokens=9, early_reject=False)
-    assert build(commands.power, {}, 100)["config"].horizon == 100  # what the context leaves
+    assert build(commands.power, {}, 100)["config"].max_new_tokens == 100  # what the context leaves
     assert (
-        build(commands.power, {"config.horizon": 900}, 100)["config"].horizon == 900
+        build(commands.power, {"config.max_new_tokens": 900}, 100)["config"].max_new_tokens == 900
     )  # but not against the user's word
-    assert build(commands.power, {}, 5000)["config"].horizon == PowerConfig().max_new_tokens
+    assert build(commands.power, {}, 5000)["config"].max_new_tokens == PowerConfig().max_new_tokens
 
 
 def test_the_overview_needs_no_torch(tmp_path):
