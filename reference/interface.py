@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -143,12 +143,30 @@ class Sample:
     finished: bool  # ended by a stop id (else cut at the horizon)
 
 
+class Kept(NamedTuple):
+    """Keys and values of responses: which row of a cache has those of each, int64 [prompts, n]."""
+
+    cache: Any
+    rows: Tensor
+
+
 class Samples(Sequence):
     """Responses in padded tensors, shown as `samples[prompt][i]`; a `Sample` is made when it is looked at."""
 
-    def __init__(self, tokens: Tensor, logp: Tensor, logq: Tensor, lengths: Tensor, finished: Tensor):
-        """tokens int64, logp, logq [prompts, n, horizon]; lengths int64, finished bool [prompts, n]."""
+    def __init__(
+        self,
+        tokens: Tensor,
+        logp: Tensor,
+        logq: Tensor,
+        lengths: Tensor,
+        finished: Tensor,
+        *,
+        kept: Kept | None = None,
+    ):
+        """tokens int64, logp, logq [prompts, n, horizon]; lengths int64, finished bool [prompts, n]; kept: their keys
+        and values, if `generate` was told to keep them."""
         self.tokens, self.logp, self.logq, self.lengths, self.finished = tokens, logp, logq, lengths, finished
+        self.kept = kept
 
     @classmethod
     def empty(cls, prompts: int, n: int, horizon: int, device: torch.device) -> Samples:
@@ -183,13 +201,23 @@ class Samples(Sequence):
 
     def rows(self, prompts: Tensor) -> Samples:
         """Those of some prompts: int64 indices or a bool mask."""
-        return Samples(*(tensor[prompts] for tensor in self.tensors()))
+        kept = self.kept and Kept(self.kept.cache, self.kept.rows[prompts])
+        return Samples(*(tensor[prompts] for tensor in self.tensors()), kept=kept)
 
     def take(self, index: Tensor) -> Samples:
         """Each prompt's responses index[prompt] (int64 [prompts, k])."""
-        return Samples(
-            *(tensor[torch.arange(len(self), device=index.device)[:, None], index] for tensor in self.tensors())
-        )
+        own = torch.arange(len(self), device=index.device)[:, None]
+        kept = self.kept and Kept(self.kept.cache, self.kept.rows[own, index])
+        return Samples(*(tensor[own, index] for tensor in self.tensors()), kept=kept)
+
+    @classmethod
+    def cat(cls, several: Sequence[Samples]) -> Samples:
+        """The responses of all of them to the same prompts, side by side: [prompts, Σ n]; of one horizon. Keys and
+        values stay kept where all of them lie in one cache."""
+        caches = [samples.kept.cache if samples.kept else None for samples in several]
+        rows = [samples.kept.rows for samples in several if samples.kept and samples.kept.cache is caches[0]]
+        kept = Kept(caches[0], torch.cat(rows, 1)) if len(rows) == len(several) else None
+        return cls(*(torch.cat(parts, 1) for parts in zip(*(samples.tensors() for samples in several))), kept=kept)
 
     def put(self, prompts: Tensor, others: Samples) -> None:
         """Replace the responses of `prompts` (int64 indices) by those of `others`."""

@@ -121,6 +121,8 @@ def generate(
     slots: int | None = None,
     seed: int = 0,
     keys: Sequence[int | str] | None = None,
+    continuing: Samples | None = None,
+    keep_cache: bool = False,
     **settings,
 ) -> Generation:
     """Draw `samples_per_prompt` independent responses to each prompt.
@@ -129,11 +131,14 @@ def generate(
     response and belong to it; may be empty. first_sample: the number of each prompt's first sample (one, or one for
     each prompt), so that more can be drawn later. slots: requests decoded at a time (None: as many as fit the memory);
     it changes the speed, not the tokens. keys: what addresses a prompt's randomness (default: its index), so that the
-    same prompt draws the same in any batch.
+    same prompt draws the same in any batch. continuing: responses [prompts, samples_per_prompt] that are to go on; with
+    the same seed and keys the tokens are those of one longer draw. keep_cache: keep the keys and values of each
+    response (`samples.kept`, also through `take`, `rows` and `cat`), so that it goes on without being prefilled again.
 
     ValueError: an empty prompt, an id outside the vocabulary, a text beyond the model's maximum, a setting out of
     range, logits that are not a law.
     """
+    from reference.engine.continuing import Continuing
     from reference.engine.decoder import Decoder, filtered
     from reference.engine.loop import run
     from reference.engine.requests import make_plan
@@ -146,10 +151,26 @@ def generate(
         model, prompts, config.max_new_tokens, stop_ids=stop_ids, samples_per_prompt=samples_per_prompt, slots=slots,
         seed=seed, keys=keys, first_sample=first_sample, longest_first=True,
     )  # fmt: skip
-    decoder = Decoder(plan, filtered(config.temperature, config.top_k, config.top_p))
-    drawn = run(decoder, plan, "generate")
-    back = sorted(range(len(plan.order)), key=plan.order.__getitem__)  # the caller's order
-    return Generation(drawn.samples.rows(torch.tensor(back, device=model.device)), [drawn.costs[i] for i in back])
+    distribution, order = filtered(config.temperature, config.top_k, config.top_p), torch.tensor(plan.order)
+    if continuing is not None:
+        check_continuing(continuing, (len(plan.prompts), plan.each), plan.horizon)
+        continuing = continuing.rows(order.to(model.device))
+    plain = continuing is None and not keep_cache
+    decoder = Decoder(plan, distribution) if plain else Continuing(plan, distribution, continuing, keep_cache)
+    drawn, back = run(decoder, plan, "generate"), order.argsort().to(model.device)  # in the caller's order
+    samples, costs = drawn.samples.rows(back), [drawn.costs[i] for i in back.tolist()]
+    samples.kept = decoder.rows_kept(back, plan.each) if isinstance(decoder, Continuing) else None
+    return Generation(samples, costs)
+
+
+def check_continuing(given: Samples, shape: tuple[int, int], horizon: int) -> None:
+    """ValueError: other responses than those that are to go on, or longer ones than asked for."""
+    if given.lengths.shape != shape:
+        raise ValueError(f"continuing has responses {list(given.lengths.shape)}; it must have {list(shape)}")
+    if given.tokens.shape[2] > horizon:
+        raise ValueError(
+            f"continuing has room for {given.tokens.shape[2]} tokens; max_new_tokens must be as many or more"
+        )
 
 
 @torch.no_grad()

@@ -529,8 +529,8 @@ def demo() -> None:
     Example: sharpen demo
     """
     root = Path(__file__).resolve().parents[2]
-    if not (root / "figures" / "demo.py").exists():
-        raise FileNotFoundError(f"{root} has no figures/demo.py; run the demo in a clone of the repository")
+    if not (root / "Makefile").exists():
+        raise FileNotFoundError(f"{root} is not a clone of the repository; run the demo in one")
     done = subprocess.run([sys.executable, "-m", "figures", "demo"], cwd=root, check=False)
     if done.returncode:
         raise ValueError(f"the demo ended with code {done.returncode}; what it said stands above")

@@ -57,17 +57,19 @@ def run(machine: Machine, plan: Plan, label: str) -> Generation:
     loaded = done = 0
     with tqdm(total=R, desc=label, unit="response", disable=None, leave=False) as progress:
         while done < R:
+            at_once = torch.zeros_like(of, dtype=torch.bool)  # requests that are over as they begin
             if len(free := free[: R - loaded]):
                 of[free] = requests.index[loaded : loaded + len(free)]
                 machine.load(free, requests[of[free]])
                 loaded += len(free)
+                at_once[free] = ~machine.running()[free]
             else:  # no request waits
                 groups = machine.running().view(-1, machine.group).any(1)
                 going = groups.repeat_interleave(machine.group).nonzero()[:, 0]
                 machine.keep(going)
-                of, S = of[going], len(going)
+                of, at_once, S = of[going], at_once[going], len(going)
             enough = max(1, S // REFILL) if loaded < R else max(1, S - S // SHRINK)
-            waiting = machine.advance()
+            waiting = machine.advance() | at_once
             while (count := int(waiting.sum())) < min(enough, loaded - done):
                 waiting |= machine.advance()
             free = waiting.nonzero()[:, 0]
