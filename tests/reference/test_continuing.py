@@ -66,9 +66,9 @@ def test_the_worked_example_estimates_the_sum_of_powers_without_bias():
     names = {"torch": torch}
     exec(source[: source.index("\n\n\nprint(")], names)
     model, seeds = TabularLM.random(3, 3, seed=3), 300
-    exact = sum(math.exp(2 * logp) for logp in power.record_logps(enumerate_law(model, [1], 4, {0})[2], 4)[1])
+    exact = sum(math.exp(2 * logp) for logp in power.record_logps(enumerate_law(model, [1], 3, {0})[2], 3)[1])
     found = [
-        math.exp(names["blockwise_smc"](model, [1], 2.0, 2, 4, 3, stop_ids=[0], seed=seed)[1]) for seed in range(seeds)
+        math.exp(names["blockwise_smc"](model, [1], 2.0, 2, 3, 3, stop_ids=[0], seed=seed)[1]) for seed in range(seeds)
     ]
     spread = statistics.stdev(found) / seeds**0.5
     assert spread < 0.05 * exact  # a bias of a fifth would be seen
