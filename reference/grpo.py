@@ -25,12 +25,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from reference.interface import check_settings
 from reference.randomness import child_seed
 from reference.sampling import Cost, LanguageModel, Samples, check_prompts
-from reference.training.loop import FitConfig, Trainer, batch_rows, digest, response_logp
+from reference.training.loop import FitConfig, Trainer, batch_rows, digest, response_logp, train_rounds
 from reference.training.lora import lora_layers, without_lora
 
 Grader = Callable[[list[int], Samples], Tensor]  # (indices of prompts, their samples) -> rewards [prompts, G]
@@ -81,28 +80,21 @@ def grpo(
         base = copy.deepcopy(policy)
     run = trainer(policy, fit, config.rounds * updates, f"{digest([text.tolist() for text in texts])}, {config}")
     run.resume(state)
-    cost = Cost()
-    done = run.step // updates
-    with tqdm(total=config.rounds, initial=done, desc="grpo", unit="round", disable=None, leave=False) as progress:
-        for t in range(done, config.rounds):
-            index = batch_rows(len(texts), config.prompts, config.seed, t).tolist()
-            drawn = run.generate(
-                [texts[i] for i in index], samples_per_prompt=config.group, stop_ids=stop_ids,
-                max_new_tokens=config.max_new_tokens, seed=child_seed(config.seed, "round", t), **settings,
-            )  # fmt: skip
-            rewards = torch.as_tensor(reward(index, drawn.samples), dtype=torch.float64)
-            loss = GRPOLoss(run, base, [texts[i] for i in index], drawn.samples, advantages(rewards), config)
-            for u in range(updates):
-                run.update(loss, batch_rows(responses, fit.batch, child_seed(config.seed, "order", t), u))
-            run.log.setdefault("reward", []).append(float(rewards.mean()))
-            run.log.setdefault("k3", []).append(loss.k3)
-            cost += drawn.cost
-            progress.set_postfix(reward=f"{rewards.mean():.3f}", refresh=False)
-            progress.update()
-            if after is not None:
-                after(run)
-            if (t + 1) % fit.save_every == 0 or t + 1 == config.rounds:
-                run.save(state)
+
+    def play(t: int) -> tuple[GRPOLoss, Callable[[int], Tensor], Cost]:
+        index = batch_rows(len(texts), config.prompts, config.seed, t).tolist()
+        drawn = run.generate(
+            [texts[i] for i in index], samples_per_prompt=config.group, stop_ids=stop_ids,
+            max_new_tokens=config.max_new_tokens, seed=child_seed(config.seed, "round", t), **settings,
+        )  # fmt: skip
+        rewards = torch.as_tensor(reward(index, drawn.samples), dtype=torch.float64)
+        loss = GRPOLoss(run, base, [texts[i] for i in index], drawn.samples, advantages(rewards), config)
+        run.log.setdefault("reward", []).append(float(rewards.mean()))
+        run.log.setdefault("k3", []).append(loss.k3)
+        order = child_seed(config.seed, "order", t)
+        return loss, lambda u: batch_rows(responses, fit.batch, order, u), drawn.cost
+
+    cost = train_rounds(run, config.rounds, updates, play, label="grpo", state=state, after=after)
     return Reinforced(run.whole(), run.log, cost)
 
 

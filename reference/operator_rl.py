@@ -34,7 +34,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from reference.grpo import Reinforced, advantages
 from reference.interface import check_settings
@@ -44,7 +43,7 @@ from reference.sampling import Cost
 from reference.sequential_refinement import sequential_refinement
 from reference.text.ledger import Text
 from reference.text.text_model import TextModel
-from reference.training.loop import FitConfig, Trainer, batch_rows, digest, response_logp
+from reference.training.loop import FitConfig, Trainer, batch_rows, digest, response_logp, train_rounds
 
 KINDS = ("trace", "operator")
 ROUND = PDRConfig((4,), max_new_tokens=16384)
@@ -103,28 +102,25 @@ def operator_rl(
     updates = -(-config.passes * kinds * rollouts // fit.batch)  # per round
     run = Trainer(speaker.model, fit, config.rounds * updates, f"{digest(list(questions))}, {config}")
     run.resume(state)
-    cost, done = Cost(), run.step // updates
-    with tqdm(total=config.rounds, initial=done, desc="operator rl", unit="round", disable=None, leave=False) as bar:
-        for t in range(done, config.rounds):
-            shares = batch_rows(len(questions), config.prompts, config.seed, t).split(config.prompts // kinds)
-            halves = [
-                play(kind, speaker, questions, own.tolist(), grader, config, child_seed(config.seed, kind, t), settings)
-                for kind, own in zip(config.kinds, shares)
-            ]
-            loss = CISPOLoss(run, halves, config)
-            for u in range(updates):
-                rows = batch_rows(rollouts, fit.batch // kinds, child_seed(config.seed, "order", t), u)
-                run.update(loss, torch.cat([rows + k * rollouts for k in range(kinds)]))
-            drawn = Cost.parallel(half.cost for half in halves)
-            for kind, half in zip(config.kinds, halves):
-                run.log.setdefault(f"{kind} reward", []).append(float(half.rewards.mean()))
-            run.log.setdefault("tokens", []).append(drawn.decoded_tokens)
-            cost += drawn
-            bar.update()
-            if after is not None:
-                after(run)
-            if (t + 1) % fit.save_every == 0 or t + 1 == config.rounds:
-                run.save(state)
+
+    def round_of(t: int) -> tuple[CISPOLoss, Callable[[int], Tensor], Cost]:
+        shares = batch_rows(len(questions), config.prompts, config.seed, t).split(config.prompts // kinds)
+        halves = [
+            play(kind, speaker, questions, own.tolist(), grader, config, child_seed(config.seed, kind, t), settings)
+            for kind, own in zip(config.kinds, shares)
+        ]
+        drawn, order = Cost.parallel(half.cost for half in halves), child_seed(config.seed, "order", t)
+        for kind, half in zip(config.kinds, halves):
+            run.log.setdefault(f"{kind} reward", []).append(float(half.rewards.mean()))
+        run.log.setdefault("tokens", []).append(drawn.decoded_tokens)
+
+        def rows(u: int) -> Tensor:  # as many of each kind
+            own = batch_rows(rollouts, fit.batch // kinds, order, u)
+            return torch.cat([own + k * rollouts for k in range(kinds)])
+
+        return CISPOLoss(run, halves, config), rows, drawn
+
+    cost = train_rounds(run, config.rounds, updates, round_of, label="operator rl", state=state, after=after)
     return Reinforced(run.whole(), run.log, cost)
 
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from reference.interface import check_settings
 from reference.randomness import CHOICE, uniform
-from reference.sampling import Generation, LanguageModel, check_prompts, generate
+from reference.sampling import Cost, Generation, LanguageModel, check_prompts, generate
 from reference.training.lora import lora_layers
 from reference.transformer import write_whole
 
@@ -106,6 +106,30 @@ def train(
             if run.step % config.save_every == 0 or run.step == steps:
                 run.save(state)
     return Fitted(run.whole(), run.log)
+
+
+def train_rounds(
+    run: Trainer, rounds: int, updates: int, play: Callable[[int], tuple[Loss, Callable[[int], Tensor], Cost]], *,
+    label: str, state: str | Path | None = None, after: Callable[[Trainer], None] | None = None,
+) -> Cost:  # fmt: skip
+    """Reinforcement learning: each round draws with the model as it is, and then makes `updates` steps.
+
+    play(t): the loss of round t, which rows its u-th step takes, and what drawing cost. The run has been resumed; state
+    and after are as for `train`, but per round. Returns what was drawn here (a resumed run counts from where it went
+    on)."""
+    cost, done = Cost(), run.step // updates
+    with tqdm(total=rounds, initial=done, desc=label, unit="round", disable=None, leave=False) as progress:
+        for t in range(done, rounds):
+            loss, rows, drawn = play(t)
+            for u in range(updates):
+                run.update(loss, rows(u))
+            cost += drawn
+            progress.update()
+            if after is not None:
+                after(run)
+            if (t + 1) % run.config.save_every == 0 or t + 1 == rounds:
+                run.save(state)
+    return cost
 
 
 @dataclass(frozen=True)
