@@ -238,34 +238,29 @@ class Judge:
     def vote(self, name: str, cases: Sequence[Case], *label: int) -> tuple[list[bool], list[int], list[int]]:
         """The stage's verdict on each case; label: which vote this is. Also prompts asked, and their tokens."""
         stage = self.speaker.templates.stage(name)
-        heard: list[list[list[str]]] = [[] for _ in cases]  # [case][turn][prompt]
         calls, tokens = [0] * len(cases), [0] * len(cases)
-        for t, turn in enumerate(stage.turns):
-            prompts = [turn(self.questions[i], self.solutions[i][c], said) for (i, c), said in zip(cases, heard)]
-            owners = [k for k, own in enumerate(prompts) for _ in own]
-            flat = [list(prompt) for own in prompts for prompt in own]
-            keys = [child_seed(self.keys[cases[k][0]], cases[k][1], j) for k, own in enumerate(prompts)
-                    for j in range(len(own))]  # fmt: skip
-            for said in heard:
-                said.append([])
+
+        def ask(turn: int, prompts: list[list[Sequence[int]]]) -> list[list[str]]:
+            heard: list[list[str]] = [[] for _ in cases]
+            flat = [(k, j, list(prompt)) for k, own in enumerate(prompts) for j, prompt in enumerate(own)]
             if not flat:
-                continue
-            seed = child_seed(self.seed, "vote", name, *label, t)
-            texts, out = self.speaker.reply(flat, seed=seed, keys=keys, **self.settings)
+                return heard
+            seed = child_seed(self.seed, "vote", name, *label, turn)
+            keys = [child_seed(self.keys[cases[k][0]], cases[k][1], j) for k, j, _ in flat]
+            texts, out = self.speaker.reply([prompt for *_, prompt in flat], seed=seed, keys=keys, **self.settings)
             whole = (out.samples.finished | (not self.speaker.stop_ids))[:, 0].tolist()
-            lengths = out.samples.lengths[:, 0].tolist()
             shares: dict[int, list[Cost]] = {}
-            for r, (k, prompt) in enumerate(zip(owners, flat)):
-                heard[k][-1].append(texts[r][0] if whole[r] else "")
+            for r, ((k, _, prompt), length) in enumerate(zip(flat, out.samples.lengths[:, 0].tolist())):
+                heard[k].append(texts[r][0] if whole[r] else "")
                 calls[k] += 1
-                tokens[k] += len(prompt) + lengths[r]
+                tokens[k] += len(prompt) + length
                 shares.setdefault(cases[k][0], []).append(out.costs[r])
                 if self.transcripts is not None:
-                    reply = out.samples.tokens[r, 0, : lengths[r]].cpu().clone()
+                    reply = out.samples.tokens[r, 0, :length].cpu().clone()
                     self.transcripts.append(Transcript(child_seed(seed, keys[r]), name, prompt, reply))
             for i, share in shares.items():
                 self.costs[i] += Cost.parallel(share)
-        verdicts = [
-            bool(stage.verdict(self.questions[i], self.solutions[i][c], said)) for (i, c), said in zip(cases, heard)
-        ]
-        return verdicts, calls, tokens
+            return heard
+
+        verdicts = stage.judge([(self.questions[i], self.solutions[i][c]) for i, c in cases], ask)
+        return list(map(bool, verdicts)), calls, tokens

@@ -97,16 +97,18 @@ class Ledger:
 
     def hold(self, name: str, stage: Stage, candidates: Sequence[Sequence[str]], **settings: Any) -> list[list[Any]]:
         """The stage's verdict on each problem's candidates, which take its turns side by side; a step for each turn."""
-        replies: list[list[list[list[str]]]] = [[[] for _ in own] for own in candidates]  # [problem][candidate][turn]
-        cases = list(zip(self.questions, candidates, replies))
-        for turn in stage.turns:
-            prompts = [[turn(question, *each) for each in zip(own, heard)] for question, own, heard in cases]
-            flat = [[prompt for each in own for prompt in each] for own in prompts]
-            for own, heard, texts in zip(prompts, replies, self.ask(name, flat, **settings)):
-                said = iter(texts)
-                for each, reply in zip(own, heard):
-                    reply.append([next(said)[0] for _ in each])
-        return [[stage.verdict(question, *each) for each in zip(own, heard)] for question, own, heard in cases]
+        cases = [(question, each) for question, own in zip(self.questions, candidates) for each in own]
+
+        def ask(turn: int, prompts: list[list[Sequence[int]]]) -> list[list[str]]:
+            waiting = iter(prompts)
+            texts = self.ask(
+                name, [[prompt for _ in own for prompt in next(waiting)] for own in candidates], **settings
+            )
+            said = (reply for own in texts for (reply,) in own)
+            return [[next(said) for _ in own] for own in prompts]
+
+        verdicts = iter(stage.judge(cases, ask))
+        return [[next(verdicts) for _ in own] for own in candidates]
 
     def b_total(self) -> list[int]:
         """B_total of each problem."""

@@ -39,6 +39,7 @@ from reference.transformer import Transformer, find_folder, read_json
 
 Replies = Sequence[Sequence[str]]  # [turn][prompt]
 Turn = Callable[[str, str, Replies], Sequence[Sequence[int]]]
+Ask = Callable[[int, list[list[Sequence[int]]]], Sequence[Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,16 @@ class Stage:
 
     turns: tuple[Turn, ...]
     verdict: Callable[[str, str, Replies], Any]  # a bool; a reply that cannot be read is a rejection
+
+    def judge(self, cases: Sequence[tuple[str, str]], ask: Ask) -> list[Any]:
+        """The verdict on each (question, candidate), whose turns are asked side by side: ask(turn, prompts[case]) gives
+        the replies[case], one for each prompt."""
+        heard: list[list[Sequence[str]]] = [[] for _ in cases]  # [case][turn][prompt]
+        for t, turn in enumerate(self.turns):
+            prompts = [list(turn(*case, replies)) for case, replies in zip(cases, heard)]
+            for replies, said in zip(heard, ask(t, prompts)):
+                replies.append(said)
+        return [self.verdict(*case, replies) for case, replies in zip(cases, heard)]
 
 
 @dataclass(frozen=True)
