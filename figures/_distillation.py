@@ -22,9 +22,9 @@ from reference.evaluation.statistics import accuracy
 from reference.self_verified_distillation import (
     Candidates,
     SVDConfig,
-    choose,
-    collect,
+    draw_candidates,
     examples,
+    kept_cases,
     replayed,
     train_from,
 )
@@ -71,11 +71,11 @@ class Run:
         return [problem.question for problem in self.seeds]
 
     def collect(self, config: SVDConfig = CONFIG) -> Candidates:
-        return collect(self.speaker, self.speaker, self.questions, config, seed=self.seed)
+        return draw_candidates(self.speaker, self.speaker, self.questions, config, seed=self.seed)
 
     def student(self, found: Candidates, accepted: torch.Tensor, keep: str = "first") -> TextModel:
         """Trained on the kept candidates, STEPS steps however many they are."""
-        kept = choose(accepted, keep)
+        kept = kept_cases(accepted, keep)
         data = examples(self.speaker, self.questions, found.samples, kept)
         return train_from(self.speaker, data, training(len(data), self.seed))[0]
 
@@ -127,7 +127,7 @@ def flawless(run: Run, found: Candidates) -> torch.Tensor:
 def kept_set(kinds: np.ndarray, accepted: torch.Tensor, truth: np.ndarray, keep: str = "first") -> dict[str, list]:
     """What is kept: of each whether it is right, and hard; of each candidate whether it is accepted; of each question
     whether it has one."""
-    kept = choose(accepted, keep)
+    kept = kept_cases(accepted, keep)
     return {"right": [bool(truth[i, c]) for i, c in kept], "hard": [bool(kinds[i] == "hard") for i, _ in kept],
             "accepted": accepted.flatten().tolist(), "coverage": accepted.any(-1).tolist()}  # fmt: skip
 
@@ -258,9 +258,9 @@ def compare_judges() -> dict:
             for r in range(1, ROUNDS + 1):
                 seed = 10 * run.seed + r
                 judge = student if live else run.speaker
-                found = collect(student, judge, run.questions, config, seed=seed)
+                found = draw_candidates(student, judge, run.questions, config, seed=seed)
                 truth, accepted = right(run.seeds, found.texts), found.verification.accepted()
-                kept = choose(accepted, "first")
+                kept = kept_cases(accepted, "first")
                 data = examples(run.speaker, run.questions, found.samples, kept)
                 data = data + replayed(found.transcripts, config, len(kept), seed)
                 student = train_from(run.speaker, data, training(len(data), seed))[0]

@@ -24,7 +24,7 @@ from reference.power_sampling import PowerConfig, power_sample
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo
 from reference.sampling import Cost, generate
 from reference.self_reward import log_probability
-from reference.sft_sharpening import SFTConfig, collect, sft_sharpen
+from reference.sft_sharpening import SFTConfig, score_responses, sft_sharpen
 from reference.text.text_model import TextModel
 from reference.training.loop import Batches, FitConfig, Trainer, digest
 from reference.transformer import write_whole
@@ -74,7 +74,7 @@ class World:
 
     def base_logp(self, samples: Samples) -> np.ndarray:
         """log π_base(y|x), [problems, n], whoever drew them."""
-        data = collect(self.speaker.model, self.prompts(self.heldout), samples, log_probability)
+        data = score_responses(self.speaker.model, self.prompts(self.heldout), samples, log_probability)
         return data.base.view(samples.tokens.shape[:2]).numpy()
 
     def best_of(self, samples: Samples) -> np.ndarray:

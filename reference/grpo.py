@@ -32,7 +32,7 @@ from reference.sampling import Cost, LanguageModel, Samples, check_prompts
 from reference.training.loop import FitConfig, Trainer, batch_rows, digest, response_logp, train_rounds
 from reference.training.lora import lora_layers, without_lora
 
-Grader = Callable[[list[int], Samples], Tensor]  # (indices of prompts, their samples) -> rewards [prompts, G]
+RewardFunction = Callable[[list[int], Samples], Tensor]  # (indices of prompts, their samples) -> rewards [prompts, G]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Reinforced:
 
 
 def grpo(
-    policy: LanguageModel, prompts: Sequence[Sequence[int] | Tensor], reward: Grader, config: GRPOConfig,
+    policy: LanguageModel, prompts: Sequence[Sequence[int] | Tensor], reward: RewardFunction, config: GRPOConfig,
     fit: FitConfig, *, stop_ids: Iterable[int], base: LanguageModel | None = None, state: str | Path | None = None,
     after: Callable[[Trainer], None] | None = None, trainer: type[Trainer] = Trainer, **settings,
 ) -> Reinforced:  # fmt: skip

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from reference.grpo import Reinforced, advantages
 from reference.interface import check_settings
-from reference.parallel_distill_refine import Grader, PDRConfig, parallel_distill_refine
+from reference.parallel_distill_refine import Checker, PDRConfig, parallel_distill_refine
 from reference.randomness import child_seed
 from reference.sampling import Cost
 from reference.sequential_refinement import sequential_refinement
@@ -85,7 +85,7 @@ class Rollouts:
 
 
 def operator_rl(
-    speaker: TextModel, questions: Sequence[str], grader: Grader, config: OperatorConfig, fit: FitConfig, *,
+    speaker: TextModel, questions: Sequence[str], grader: Checker, config: OperatorConfig, fit: FitConfig, *,
     state: str | Path | None = None, after: Callable[[Trainer], None] | None = None, **settings,
 ) -> Reinforced:  # fmt: skip
     """Train the speaker's model (its adapters, if it has any) in place.
@@ -125,7 +125,7 @@ def operator_rl(
 
 
 def play(
-    kind: str, speaker: TextModel, questions: Sequence[str], chosen: list[int], grader: Grader, config: OperatorConfig,
+    kind: str, speaker: TextModel, questions: Sequence[str], chosen: list[int], grader: Checker, config: OperatorConfig,
     seed: int, settings: dict[str, Any],
 ) -> Rollouts:  # fmt: skip
     """G rollouts of each of the chosen questions, with the model as it is."""

@@ -39,7 +39,7 @@ from reference.text.text_model import TextModel
 Workspace = str | tuple[str, ...] | None  # a report; chosen drafts; none
 Drafts = list[list[str]]  # [problem][draft]
 Scorer = Callable[[Ledger, Drafts, int, "PDRConfig"], Sequence[Sequence[Sequence[float]]]]  # [problem][branch][draft]
-Grader = Callable[[int, str], bool]  # (problem, draft) -> right
+Checker = Callable[[int, str], bool]  # (problem, draft) -> right
 SHARED = ("summary", "shared-top-k", "oracle-right", "oracle-wrong")  # one workspace for all of a round's drafts
 DISTILLERS = (*SHARED, "per-sample-top-k", "random-k")
 
@@ -96,7 +96,7 @@ def parallel_distill_refine(
     config: PDRConfig | None = None,
     *,
     scorer: Scorer | None = None,
-    grader: Grader | None = None,
+    grader: Checker | None = None,
     seed: int = 0,
     keys: Sequence[int | str] | None = None,
     **settings,
@@ -134,7 +134,7 @@ def draft(ledger: Ledger, workspaces: Sequence[Sequence[Workspace]], n: int, con
 
 
 def distill(
-    ledger: Ledger, drafts: Drafts, following: int, config: PDRConfig, scorer: Scorer | None, grader: Grader | None
+    ledger: Ledger, drafts: Drafts, following: int, config: PDRConfig, scorer: Scorer | None, grader: Checker | None
 ) -> list[list[Workspace]]:
     """The workspaces of the next round, which has `following` drafts: one for each problem, or one for each draft."""
     if config.distiller == "summary":
@@ -145,7 +145,7 @@ def distill(
 
 
 def choose(
-    ledger: Ledger, drafts: Drafts, branches: int, config: PDRConfig, scorer: Scorer | None, grader: Grader | None
+    ledger: Ledger, drafts: Drafts, branches: int, config: PDRConfig, scorer: Scorer | None, grader: Checker | None
 ) -> list[list[list[str]]]:
     """k drafts for each branch, best first, ties in random order: chosen[problem][branch]."""
     if config.distiller.startswith("oracle"):

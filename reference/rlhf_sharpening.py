@@ -32,7 +32,7 @@ from reference.interface import check_settings
 from reference.randomness import CHOICE, child_seed, uniform
 from reference.sampling import Cost, LanguageModel, generate
 from reference.self_reward import log_probability
-from reference.sft_sharpening import Loss, Prompts, Responses, Reward, collect, default_minimise, log_likelihood
+from reference.sft_sharpening import Loss, Prompts, Responses, Reward, default_minimise, log_likelihood, score_responses
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def dpo_sharpen(
         base, prompts, samples_per_prompt=2 * config.pairs, max_new_tokens=config.max_new_tokens, stop_ids=stop_ids,
         seed=seed, **settings,
     )  # fmt: skip
-    scored = collect(base, prompts, drawn.samples, reward)
+    scored = score_responses(base, prompts, drawn.samples, reward)
     first, second = scored[0::2], scored[1::2]
     loss = Loss(lambda policy, y, other: dpo_loss(policy, y, other, config.beta), (first, second))
     minimise = minimise or default_minimise(policy_class, seed)
@@ -161,7 +161,7 @@ def xpo_rounds(
             model, texts, samples_per_prompt=config.pairs, max_new_tokens=config.max_new_tokens, stop_ids=stop_ids,
             seed=seed, **settings,
         )  # fmt: skip
-        return collect(base, texts, drawn.samples, reward), drawn.costs
+        return score_responses(base, texts, drawn.samples, reward), drawn.costs
 
     from_base, base_costs = draw(base, asked, child_seed(seed, "base"))  # y' depends on nothing: drawn at once
     for t in range(config.rounds):
@@ -212,5 +212,5 @@ def estimate_objective(
     base: LanguageModel, policy: LanguageModel, prompts: Prompts, beta: float, *, reward: Reward, **settings
 ) -> float:
     """J_β(π) = E_π [r − β log π/π_base] by draws of π; settings: as for `generate`."""
-    data = collect(base, prompts, generate(policy, prompts, **settings).samples, reward)
+    data = score_responses(base, prompts, generate(policy, prompts, **settings).samples, reward)
     return float((data.reward - beta * (log_likelihood(policy, data) - data.base)).mean())

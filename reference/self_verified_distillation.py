@@ -91,15 +91,15 @@ def self_verified_distillation(
     about = {**flat(config), **flat(training, "training."), **flat(lora, "lora."), "model": weights_digest(speaker),
              "templates": speaker.templates.name, "questions": digest(list(questions)),
              "keys": digest(None if keys is None else list(keys))}  # fmt: skip
-    begin(folder, about)
+    begin_run(folder, about)
     rounds: list[Round] = []
     student = speaker
     for r in range(1, config.rounds + 1):
         place = folder and folder / f"round-{r}"
         judge = student if config.judge == "live" else speaker
         seed = child_seed(config.seed, "round", r)
-        found = collect(student, judge, questions, config, seed=seed, keys=keys, folder=place, **settings)
-        kept = choose(found.verification.accepted(), config.keep)
+        found = draw_candidates(student, judge, questions, config, seed=seed, keys=keys, folder=place, **settings)
+        kept = kept_cases(found.verification.accepted(), config.keep)
         if not kept:
             raise ValueError(f"round {r}: {nothing_accepted(found.verification)}")
         data = examples(speaker, questions, found.samples, kept) + replayed(found.transcripts, config, len(kept), seed)
@@ -108,7 +108,7 @@ def self_verified_distillation(
     return rounds
 
 
-def choose(accepted: Tensor, keep: str) -> list[Case]:
+def kept_cases(accepted: Tensor, keep: str) -> list[Case]:
     """The kept (question, candidate) of accepted bool [questions, n]: each question's first, or all."""
     if keep == "first":
         accepted = accepted & (accepted.cumsum(-1) == 1)
@@ -190,7 +190,7 @@ class Candidates:
         return Cost.parallel(a + b for a, b in zip(self.costs, self.verification.costs))
 
 
-def collect(
+def draw_candidates(
     author: TextModel, judge: TextModel, questions: Sequence[str], config: SVDConfig, *, seed: int = 0,
     keys: Sequence[int | str] | None = None, folder: Path | None = None, **settings: Any,
 ) -> Candidates:  # fmt: skip
@@ -282,7 +282,7 @@ def weights_digest(speaker: TextModel) -> str:
     return digest(sums)
 
 
-def begin(folder: Path | None, about: dict[str, Any]) -> None:
+def begin_run(folder: Path | None, about: dict[str, Any]) -> None:
     """Write down what the folder's run is. ValueError: the folder has another run."""
     if folder is None:
         return

@@ -65,7 +65,7 @@ class Responses:
         return Responses(torch.cat(tokens), *rest)
 
 
-LOGITS_PER_CALL = 1 << 27  # how many logits `collect` computes at a time
+LOGITS_PER_CALL = 1 << 27  # how many logits `score_responses` computes at a time
 
 
 def token_logp(policy: Callable[..., Tensor], tokens: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def log_likelihood(policy: Callable[..., Tensor], data: Responses) -> Tensor:
 
 
 @torch.no_grad()
-def collect(base: LanguageModel, prompts: Prompts, samples: Samples, reward: Reward) -> Responses:
+def score_responses(base: LanguageModel, prompts: Prompts, samples: Samples, reward: Reward) -> Responses:
     """The responses samples[prompt][i], prompt by prompt, scored by the base: whoever drew them, r is the base's."""
     n, horizon = samples.tokens.shape[1:]
     texts = [torch.as_tensor(prompt, dtype=torch.int64, device=base.device) for prompt in prompts]
@@ -253,7 +253,7 @@ def sft_sharpen(
         chosen = best_of_n(base, prompts, n=config.n, reward=reward, **common)
     else:
         chosen = adaptive_best_of_n(base, prompts, mu=config.mu, max_draws=config.n, **common)
-    data = collect(base, prompts, chosen.samples, reward)
+    data = score_responses(base, prompts, chosen.samples, reward)
     return Sharpened(minimise(Loss(sft_loss, (data,)), policy_class), chosen, chosen.cost + data.cost)
 
 

@@ -128,7 +128,7 @@ class Rule(Protocol):
         """What the rule wants to know of each token's logits: float64 [rows, measures]."""
         raise NotImplementedError
 
-    def begin(self, chains: Chains, slots: Tensor) -> None:
+    def start(self, chains: Chains, slots: Tensor) -> None:
         """Requests are in these slots now: set what the rule knows of them."""
 
     def weight(self, chains: Chains, at: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class Chains:
         own.step[slots], own.waited[slots], own.over[slots] = -1, 0, 0
         self.decoder.rows.decoded[lanes] = 0
         self.free(lanes)
-        self.rule.begin(self, slots)
+        self.rule.start(self, slots)
         self.rule.propose(self, slots)
 
     def advance(self) -> Tensor:

@@ -35,7 +35,7 @@ class Ladders(InOrder):
         shape = (len(plan.requests) // self.group, self.group - 1, settings.stages * (settings.steps + 1))
         self.swapped = torch.zeros(shape, dtype=torch.bool, device=device)
 
-    def begin(self, chains: Chains, slots: Tensor) -> None:
+    def start(self, chains: Chains, slots: Tensor) -> None:
         own = chains.slots
         own.sample[slots] //= self.group  # of the ladder
         own.seeds[slots, 0] = self.of_rungs[own.request[slots] % self.group]

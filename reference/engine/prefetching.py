@@ -39,7 +39,7 @@ class InOrder:
     def measure(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def begin(self, chains: Chains, slots: Tensor) -> None:
+    def start(self, chains: Chains, slots: Tensor) -> None:
         pass
 
     def weight(self, chains: Chains, at: Tensor) -> Tensor:

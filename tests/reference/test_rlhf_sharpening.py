@@ -14,7 +14,7 @@ from reference.randomness import child_seed
 from reference.rlhf_sharpening import RLHFConfig, dpo_loss, dpo_sharpen, estimate_objective, xpo, xpo_loss, xpo_rounds
 from reference.sampling import Samples, generate
 from reference.self_reward import log_probability
-from reference.sft_sharpening import Descend, Enumerate, FiniteClass, collect, log_likelihood
+from reference.sft_sharpening import Descend, Enumerate, FiniteClass, log_likelihood, score_responses
 from reference.training.loop import Batches, FitConfig
 from tests.assertions import assert_categorical, assert_cdf
 from tests.reference.test_sft_sharpening import small_transformer
@@ -47,7 +47,7 @@ def every_pair(base: TabularLM, reward=log_probability):
             tokens[0, row, : len(record)] = torch.tensor(record)
         lengths = torch.tensor([[len(record) for record in records]])
         blank = torch.zeros(tokens.shape)
-        data = collect(base, [prompt], Samples(tokens, blank, blank, lengths, lengths > 0), reward)
+        data = score_responses(base, [prompt], Samples(tokens, blank, blank, lengths, lengths > 0), reward)
         np.testing.assert_allclose(data.base, logp, atol=1e-12)
         pairs.append((data[i], data[j]))
     return pairs[0][0] + pairs[1][0], pairs[0][1] + pairs[1][1]

@@ -11,7 +11,7 @@ import torch
 
 import reference.self_verified_distillation as S
 from reference.cascade import CascadeConfig, Transcript
-from reference.self_verified_distillation import SVDConfig, choose, examples, replayed, self_verified_distillation
+from reference.self_verified_distillation import SVDConfig, examples, kept_cases, replayed, self_verified_distillation
 from reference.text.text_model import Stage, Templates, TextModel
 from reference.training.loop import FitConfig
 from reference.training.lora import LoRAConfig
@@ -106,7 +106,7 @@ def test_what_it_learns_is_what_was_drawn(speaker, run):
 def test_without_the_filter_it_learns_nothing(speaker, run, heldout):
     """The same training on each question's first candidate, valid or not: the mutant of the test above."""
     questions = [p.question for p in SEEDS]
-    first = choose(run.candidates.verification.static, "first")
+    first = kept_cases(run.candidates.verification.static, "first")
     assert len(first) == len(SEEDS)
     data = examples(speaker, questions, run.candidates.samples, first)
     student, _ = S.train_from(speaker, data, replace(TRAINING, epochs=4))
@@ -176,19 +176,19 @@ def test_a_run_of_other_settings_is_refused_by_name(speaker, tmp_path):
 
 def test_first_valid_and_all_valid():
     accepted = torch.tensor([[False, True, True], [False, False, False], [True, False, True]])
-    assert choose(accepted, "first") == [(0, 1), (2, 0)]
-    assert choose(accepted, "all") == [(0, 1), (0, 2), (2, 0), (2, 2)]
+    assert kept_cases(accepted, "first") == [(0, 1), (2, 0)]
+    assert kept_cases(accepted, "all") == [(0, 1), (0, 2), (2, 0), (2, 2)]
 
 
 @pytest.mark.parametrize(("judge", "rounds"), [("live", 2), ("frozen", 2)])
 def test_who_draws_and_who_judges(speaker, monkeypatch, judge, rounds):
-    collect, seen = S.collect, []
+    draw_candidates, seen = S.draw_candidates, []
 
     def spy(author, judge, *args, **how):
         seen.append((author, judge))
-        return collect(author, judge, *args, **how)
+        return draw_candidates(author, judge, *args, **how)
 
-    monkeypatch.setattr(S, "collect", spy)
+    monkeypatch.setattr(S, "draw_candidates", spy)
     found = self_verified_distillation(speaker, FEW, replace(CONFIG, n=2, rounds=rounds, judge=judge), SHORT)
     student = found[0].student
     assert seen[0] == (speaker, speaker)

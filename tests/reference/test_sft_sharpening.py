@@ -18,8 +18,8 @@ from reference.sft_sharpening import (
     FiniteClass,
     Loss,
     SFTConfig,
-    collect,
     log_likelihood,
+    score_responses,
     sft_loss,
     sft_sharpen,
 )
@@ -39,7 +39,7 @@ START = TabularLM(torch.zeros_like(BASE.logits), BASE.transition, BASE.max_lengt
 
 def responses(base, prompts, n=6, reward=log_probability, **settings):
     drawn = generate(base, prompts, samples_per_prompt=n, **settings)
-    return drawn.samples, collect(base, prompts, drawn.samples, reward)
+    return drawn.samples, score_responses(base, prompts, drawn.samples, reward)
 
 
 def test_collect_is_score_for_tables_and_transformers():
@@ -106,7 +106,10 @@ def test_the_adaptive_rule_chooses_n():
     law = adaptive_law(np.exp(logp), mu)
     best = int(logp.argmax())
     hit = int(
-        (log_likelihood(BASE, collect(BASE, prompts, fitted.chosen.samples, log_probability)) > logp[best] - 1e-9).sum()
+        (
+            log_likelihood(BASE, score_responses(BASE, prompts, fitted.chosen.samples, log_probability))
+            > logp[best] - 1e-9
+        ).sum()
     )
     assert_frequency(hit, len(prompts), law.response[best], detect=0.05, seed=3)
     assert fitted.cost.calls == int(fitted.chosen.draws.sum())

@@ -19,7 +19,7 @@ from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo
 from reference.sampling import generate, score
 from reference.self_reward import log_probability
 from reference.sft_sharpening import Loss as DataLoss
-from reference.sft_sharpening import SFTConfig, collect, sft_loss, sft_sharpen
+from reference.sft_sharpening import SFTConfig, score_responses, sft_loss, sft_sharpen
 from reference.text.text_model import TextModel
 from reference.training.loop import (
     Batches,
@@ -214,7 +214,7 @@ def test_the_loss_of_a_response_is_that_of_its_tokens():
     """`sft_loss` and `Completions` have one sum: prompts and padding are masked in both."""
     model, prompts = new_model(), [prompt for prompt, _ in EXAMPLES]
     drawn = generate(model, prompts, max_new_tokens=6, stop_ids=range(8), samples_per_prompt=2).samples
-    data = collect(model, prompts, drawn, log_probability)
+    data = score_responses(model, prompts, drawn, log_probability)
     pairs = [(prompts[i // 2], sample.tokens) for i, sample in enumerate(s for own in drawn for s in own)]
     rows = torch.tensor([0, 3, 11])
     assert len({len(tokens) for _, tokens in pairs}) > 1
