@@ -122,31 +122,25 @@ class Rule(Protocol):
 
     def distribution(self, chains: Chains, logits: Tensor, logp: Tensor) -> Tensor:
         """log q of proposals, of logits and log p, [rows, vocab] each."""
-        raise NotImplementedError
 
     def measure(self, logits: Tensor) -> Tensor:
         """What the rule wants to know of each token's logits: float64 [rows, measures]."""
-        raise NotImplementedError
 
     def start(self, chains: Chains, slots: Tensor) -> None:
         """Requests are in these slots now: set what the rule knows of them."""
 
     def weight(self, chains: Chains, at: Tensor) -> Tensor:
         """w_t of the tokens at positions [rows, 1], float64 [rows, 1]."""
-        raise NotImplementedError
 
     def decide(self, chains: Chains, ended: Tensor) -> Tensor:
         """Accept or reject what can be decided, now that some lanes have ended (bool [S, L]), and free them. Returns
         the slots that are to go on."""
-        raise NotImplementedError
 
     def propose(self, chains: Chains, slots: Tensor) -> Tensor:
         """Take these chains to the next steps that decode anything. Returns those that have no step left."""
-        raise NotImplementedError
 
     def result(self, chains: Chains, slots: Tensor) -> tuple[Samples, Tensor]:
         """As `Machine.result`."""
-        raise NotImplementedError
 
 
 class Chains:

@@ -33,18 +33,15 @@ class Machine(Protocol):
 
     def advance(self) -> Tensor:
         """Decode in every slot that is running; bool [S]: the requests that have just ended."""
-        raise NotImplementedError
 
     def running(self) -> Tensor:
         """bool [S]: slots whose requests have not ended."""
-        raise NotImplementedError
 
     def keep(self, slots: Tensor) -> None:
         """Drop all slots but these; they are 0 .. len(slots) − 1 from now on."""
 
     def result(self, slots: Tensor) -> tuple[Samples, Tensor]:
         """The responses of slots whose requests have ended, [n, 1], and the tokens decoded for each, int64 [n]."""
-        raise NotImplementedError
 
 
 def run(machine: Machine, plan: Plan, label: str) -> Generation:
