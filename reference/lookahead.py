@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
@@ -208,6 +208,4 @@ def lookahead(
     )  # fmt: skip
     drawn = run(machine, plan, "look-ahead")
     shape = (len(plan.prompts), n)
-    waited = machine.waited.view(shape).amax(1).tolist()
-    costs = [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)]
-    return LookaheadSamples(drawn.samples, costs, machine.decisions.view(shape), machine.clipped.view(shape))
+    return LookaheadSamples(drawn.samples, drawn.costs, machine.decisions.view(shape), machine.clipped.view(shape))

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -225,7 +225,6 @@ def parallel_tempering(
     chains = Chains(plan, settings, rule)
     drawn = run(chains, plan, "parallel tempering")
     shape = (len(plan.prompts), n)
-    waited = chains.waited.view(len(plan.prompts), -1).amax(1).tolist()
 
     def rounds(kept: Tensor) -> Tensor:  # without the draws that begin the blocks
         return kept.view(*shape, -1, config.stages, config.steps + 1)[..., 1:].flatten(3)
@@ -233,7 +232,7 @@ def parallel_tempering(
     cuts, divergences, accepted, behind = vars(chains.history).values()
     return TemperingSamples(
         drawn.samples.take(torch.arange(K - 1, n * K, K, device=model.device).expand(shape)),
-        [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)],
+        drawn.costs,
         drawn.samples,
         *map(rounds, (cuts, divergences, accepted, rule.swapped, behind)),
     )

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -236,11 +236,8 @@ def run_chains(
     settings = ChainSettings.of(config)
     chains = Chains(plan, settings, rule(plan, settings))
     drawn = run(chains, plan, label)
-    shape = (len(plan.prompts), plan.each)
-    waited = chains.waited.view(shape).amax(1).tolist()
 
     def steps(kept: Tensor) -> Tensor:  # without the draws that begin the blocks
-        return kept.view(*shape, config.stages, config.steps + 1)[..., 1:].flatten(2)
+        return kept.view(len(plan.prompts), plan.each, config.stages, config.steps + 1)[..., 1:].flatten(2)
 
-    costs = [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)]
-    return PowerSamples(drawn.samples, costs, *map(steps, vars(chains.history).values()))
+    return PowerSamples(drawn.samples, drawn.costs, *map(steps, vars(chains.history).values()))

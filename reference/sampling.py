@@ -153,8 +153,8 @@ def generate(
     )  # fmt: skip
     distribution, order = filtered(config.temperature, config.top_k, config.top_p), torch.tensor(plan.order)
     if continuing is not None:
-        check_continuing(continuing, (len(plan.prompts), plan.each), plan.horizon)
-        continuing = continuing.rows(order.to(model.device))
+        continuing = continuing.rows(order.to(model.device)) if len(continuing) == len(order) else continuing
+        check_continuing(continuing, plan.requests.limit.view(len(order), -1))
     plain = continuing is None and not keep_cache
     decoder = Decoder(plan, distribution) if plain else Continuing(plan, distribution, continuing, keep_cache)
     drawn, back = run(decoder, plan, "generate"), order.argsort().to(model.device)  # in the caller's order
@@ -163,14 +163,15 @@ def generate(
     return Generation(samples, costs)
 
 
-def check_continuing(given: Samples, shape: tuple[int, int], horizon: int) -> None:
-    """ValueError: other responses than those that are to go on, or longer ones than asked for."""
-    if given.lengths.shape != shape:
-        raise ValueError(f"continuing has responses {list(given.lengths.shape)}; it must have {list(shape)}")
-    if given.tokens.shape[2] > horizon:
-        raise ValueError(
-            f"continuing has room for {given.tokens.shape[2]} tokens; max_new_tokens must be as many or more"
-        )
+def check_continuing(given: Samples, limits: Tensor) -> None:
+    """ValueError: other responses than those that are to go on, or longer ones than asked for, int64 [prompts, n]."""
+    if given.lengths.shape != limits.shape:
+        raise ValueError(f"continuing has responses {list(given.lengths.shape)}; it must have {list(limits.shape)}")
+    if (width := given.tokens.shape[2]) > limits.max():
+        raise ValueError(f"continuing has room for {width} tokens; max_new_tokens must be as many or more")
+    if (long := given.lengths > limits).any():
+        most, asked = int(given.lengths[long][0]), int(limits[long][0])
+        raise ValueError(f"continuing has a response of {most} tokens where max_new_tokens is {asked}; it must be more")
 
 
 @torch.no_grad()
