@@ -26,10 +26,9 @@ from reference.interface import (
     LanguageModel,
     Samples,
     check_settings,
-    check_token_settings,
     child_seed,
 )
-from reference.sampling import GenerateConfig, extend, generate, log_probs
+from reference.sampling import GenerateConfig, check_token_settings, extend, generate, log_probs
 from reference.self_reward import log_probability
 
 

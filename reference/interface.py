@@ -28,23 +28,18 @@ from reference.randomness import (
     SWAP,
     TOKEN,
     TOLERANCE,
-    absorb,
-    address,
     child_seed,
-    int64,
     inverse_cdf,
-    keep_best,
     key_of,
     log_law,
     uniform,
-    unit,
 )
 
 __all__ = [
     "ACCEPT", "CHOICE", "CUT", "RESAMPLE", "RESAMPLING", "SWAP", "TOKEN", "TOLERANCE", "Cache", "Chance", "Cost",
-    "Drawn", "Generation", "LanguageModel", "Sample", "Samples", "absorb", "address", "check_horizons",
-    "check_prompts", "check_settings", "check_stop_ids", "check_token_settings", "child_seed", "int64", "inverse_cdf",
-    "keep_best", "key_of", "log_law", "next_logits", "prefill", "uniform", "unit",
+    "Drawn", "Generation", "LanguageModel", "Sample", "Samples", "check_horizons", "check_prompts",
+    "check_settings", "check_stop_ids", "child_seed", "inverse_cdf", "key_of", "log_law",
+    "next_logits", "prefill", "uniform",
 ]  # fmt: skip
 
 POSITIONS_PER_CALL = 1 << 11  # how many positions prefilling and scoring compute at a time
@@ -310,20 +305,6 @@ def check_settings(
     for name, known in (among or {}).items():
         if (value := getattr(settings, name)) not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}")
-
-
-def check_token_settings(settings: Any) -> None:
-    """ValueError: max_new_tokens (one number, or one for each prompt), temperature, top_k or top_p out of range."""
-    most, temperature, top_p = settings.max_new_tokens, settings.temperature, settings.top_p
-    for tokens in [most] if isinstance(most, int) else most:
-        if tokens < 1:
-            raise ValueError(f"max_new_tokens is {tokens}; it must be at least 1")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
-    if (top_k := getattr(settings, "top_k", None)) is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every id")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be in (0, 1], or None to keep every id")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ The model's own generation defaults (repetition penalty, top-p, ...) are never a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,10 +33,8 @@ from reference.interface import (
     check_horizons,
     check_prompts,
     check_stop_ids,
-    check_token_settings,
     child_seed,
     inverse_cdf,
-    keep_best,
     key_of,
     log_law,
     next_logits,
@@ -46,9 +45,23 @@ from reference.interface import (
 __all__ = [
     "TOKEN", "Cache", "Chance", "Cost", "Drawn", "GenerateConfig", "Generation", "LanguageModel", "Sample", "Samples",
     "check_horizons", "check_prompts", "check_stop_ids", "check_token_settings", "child_seed", "extend", "generate",
-    "generate_page", "inverse_cdf", "keep_best", "key_of", "log_law", "log_probs", "next_logits", "score", "stream",
+    "generate_page", "inverse_cdf", "key_of", "log_law", "log_probs", "next_logits", "score", "stream",
     "uniform",
 ]  # fmt: skip
+
+
+def check_token_settings(settings: Any) -> None:
+    """ValueError: max_new_tokens (one number, or one for each prompt), temperature, top_k or top_p out of range."""
+    most, temperature, top_p = settings.max_new_tokens, settings.temperature, settings.top_p
+    for tokens in [most] if isinstance(most, int) else most:
+        if tokens < 1:
+            raise ValueError(f"max_new_tokens is {tokens}; it must be at least 1")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
+    if (top_k := getattr(settings, "top_k", None)) is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every id")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be in (0, 1], or None to keep every id")
 
 
 @dataclass(frozen=True)

@@ -258,8 +258,9 @@ def stratified(u):
     return (u + torch.arange(n, device=u.device)) / n
 
 
+CHAINS = ("power_sampling", "multiple_try", "parallel_tempering")
 OWN = [
-    *[(name, {"cut": unsure, "max_new_tokens": 7}) for name in ("power_sampling", "multiple_try", "parallel_tempering")],
+    *[(name, {"cut": unsure, "max_new_tokens": 7}) for name in CHAINS],
     ("power_smc", {"resampling": stratified, "ess_threshold": 0.9, "ramp": 0, "particles": 6, "max_new_tokens": 8}),
 ]  # fmt: skip
 
