@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from figures._style import BY_CLASS
 from reference.evaluation.statistics import accuracy
 from reference.parallel_distill_refine import Drafts, PDRConfig, Refinement
 from reference.text.ledger import Ledger
@@ -19,7 +20,7 @@ DEPENDS = (
 )  # fmt: skip
 SEEDS = (0, 1, 2)
 KINDS = ("plain", "tempting", "hard")
-COLOURS = {"all": "#000000", "plain": "#0072B2", "tempting": "#E69F00", "hard": "#CC3377"}  # Okabe-Ito
+COLOURS = BY_CLASS
 CONFIG = PDRConfig((4,), k=2, workspace=8, max_new_tokens=20)
 
 

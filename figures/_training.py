@@ -143,7 +143,7 @@ def kept(name: str, world: World, make: Callable[[], tuple]):
     """make()'s model, or the one that an earlier call left in runs/training/."""
     if not place(name, world).exists():
         return keep(name, world, make()[0])
-    model = copy.deepcopy(world.speaker.model)
+    model: Any = copy.deepcopy(world.speaker.model)
     model.load_state_dict(torch.load(place(name, world), weights_only=True))
     return model
 
@@ -155,7 +155,8 @@ def keep(name: str, world: World, model):
 
 
 def place(name: str, world: World) -> Path:
-    base = [weight.sum().item() for weight in world.speaker.model.parameters()]
+    model: Any = world.speaker.model
+    base = [weight.sum().item() for weight in model.parameters()]
     return KEPT / f"{name}-{world.seed}-{digest((fingerprint(DEPENDS[:-1]), base, FIT, world.learned))}.pt"
 
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,7 +32,7 @@ DEPENDS = (
     "reference/transformer.py", "toy/checkpoint/model.safetensors", "figures/bench_decode.py",
 )  # fmt: skip
 CHECKPOINT = Path(__file__).resolve().parent.parent / "toy" / "checkpoint"
-HALF_BILLION = {
+HALF_BILLION: dict[str, Any] = {
     "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
     "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 2048,
     "rope_theta": 1e6, "tie_word_embeddings": True,

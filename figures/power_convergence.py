@@ -11,6 +11,7 @@ the share of chains that end in A, less p^α(A), estimates it without bias and h
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,7 +57,8 @@ def matrix_of(rows: dict[Record, dict[Record, float]], columns: Iterable[Record]
 
 def law_after(blocks: list[tuple[list[Record], np.ndarray, np.ndarray]], steps: int) -> dict[Record, float]:
     """The law of a sampler that makes so many steps in each block. A text that is not extended has been returned."""
-    total, texts, law = defaultdict[Record, float](float), [()], np.ones(1)
+    total, law = defaultdict[Record, float](float), np.ones(1)
+    texts: list[Record] = [()]
     for after, extension, kernel in blocks:
         for i in np.flatnonzero(extension.sum(1) == 0):
             total[texts[i]] += law[i]
@@ -74,7 +76,7 @@ def compute() -> dict:
     target = dict(zip(records, power_law(logp, ALPHA)))
 
     @cache
-    def moved(rule: str, cut: str, block: int, horizon: int, x: Record) -> dict[Record, float]:
+    def moved(rule: str, cut: str, block: int, horizon: int, x: Record) -> dict[Any, float]:
         """One step from x."""
         transition, config = WRONG.get(rule, step), PowerConfig(ALPHA, block=block, max_new_tokens=HORIZON, cut=cut)
         return exact_law(
@@ -82,16 +84,21 @@ def compute() -> dict:
         )
 
     @cache
-    def extended(horizon: int, x: Record) -> dict[Record, float]:
-        return exact_law(lambda chance: extend(model, PROMPT, x, horizon, 1 / ALPHA, stop_ids=STOPS, chance=chance))
+    def extended(horizon: int, x: Record) -> dict[Any, float]:
+        def draw(chance: Any) -> Record:
+            return extend(model, PROMPT, x, horizon, 1 / ALPHA, stop_ids=STOPS, chance=chance)
+
+        return exact_law(draw)
 
     @cache
     def blocks_of(block: int, rule: str, cut: str) -> list[tuple[list[Record], np.ndarray, np.ndarray]]:
         """Of each block: its texts, the law of their extension from the texts before, the kernel of a step."""
-        blocks, before = [], [()]
+        blocks = []
+        before: list[Record] = [()]
         same = ("exact" if rule == "early_exit" else rule), cut, (block if rule == "nested" else HORIZON)
         for end in range(block, HORIZON + block, block):
-            extension, kernel = {}, {}
+            extension: dict[Record, dict[Record, float]] = {}
+            kernel: dict[Record, dict[Record, float]] = {}
             for x in before:
                 until = min(len(x) + block if rule == "authors" else end, HORIZON)
                 extension[x] = {} if rule in RETURNS and x and x[-1] in STOPS else extended(until, x)

@@ -5,6 +5,8 @@ after n steps is set against the exact expectation of tokens decoded until then 
 off and on. 30 random worlds, one token of which ends the text with a chance between 0.05 and 0.6, and named ones.
 """
 
+from typing import Literal
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -17,7 +19,8 @@ from toy.tabular import TabularLM, enumerate_law
 DEPENDS = ("theory/cost.py", "theory/suffix_mh.py", "theory/power.py", "toy/tabular.py", "figures/power_cuts.py")
 HORIZON, WORLDS, STEPS, ALPHAS = 5, 30, 1000, (2.0, 4.0)
 TOKENS = np.geomspace(1, 300, 40).round(2)
-CUTS, SAVINGS = ("horizon", "record"), (False, True)
+CUTS: tuple[Literal["horizon", "record"], ...] = ("horizon", "record")
+SAVINGS = (False, True)
 
 
 def random_world(seed: int) -> TabularLM:

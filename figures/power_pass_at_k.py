@@ -7,6 +7,7 @@ intervals over problems. A law that is sharper gives better single responses and
 import matplotlib.pyplot as plt
 import numpy as np
 
+from figures._style import BY_METHOD
 from figures.demo import CHECKPOINT, HORIZON, KINDS, World
 from reference.evaluation.statistics import accuracy, pass_at_k
 from reference.power_sampling import PowerConfig, power_sample
@@ -45,8 +46,9 @@ def compute() -> dict:
 
 
 LAWS = {
-    "model": ("the model, temperature 1", "#777777", "^"), "temperature": ("temperature 1/4", "#D55E00", "s"),
-    "power": ("chains for p^4, {steps} steps", "#0072B2", "o"),
+    "model": ("the model, temperature 1", BY_METHOD["one response"], "^"),
+    "temperature": ("temperature 1/4", BY_METHOD["low temperature"], "s"),
+    "power": ("chains for p^4, {steps} steps", BY_METHOD["power"], "o"),
 }  # fmt: skip
 
 

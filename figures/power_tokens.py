@@ -6,6 +6,8 @@ middle  records whose lengths vary, a one-letter model with a gamma law of lengt
 right   the relay model, α = 1, 2, 4, one block: what is left of the tokens with each of the two exact savings
 """
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -80,7 +82,8 @@ def compute() -> dict:
             )  # fmt: skip
             varied[savings][spread] = {"measured": [x / MEAN for x in measured], "exact": exact / MEAN}
     text_model = TextModel.from_pretrained(CHECKPOINT)
-    world, toy = World(text_model, make_problems(PROBLEMS, seed=SEED + 1000)), {}
+    world = World(text_model, make_problems(PROBLEMS, seed=SEED + 1000))
+    toy: dict[float, dict[str, Any]] = {}
     for alpha in ALPHAS:
         config = PowerConfig(alpha, block=HORIZON, steps=TOY_STEPS, max_new_tokens=HORIZON)
         toy[alpha] = {}
@@ -118,10 +121,10 @@ def draw(result: dict):
     left.set(title=f"Every record {result['length']} tokens long", xlabel="B, tokens per block")
 
     for (savings, found), colour in zip(result["varied"].items(), (BLUE, GREEN)):
-        x = [float(spread) for spread in found]
-        middle.plot(x, [row["exact"] for row in found.values()], color=colour, label=f"exact, {savings}"
+        spreads = [float(spread) for spread in found]
+        middle.plot(spreads, [row["exact"] for row in found.values()], color=colour, label=f"exact, {savings}"
                     if savings != "off" else "exact, savings off")  # fmt: skip
-        points(middle, x, [row["measured"] for row in found.values()], colour, "counted")
+        points(middle, spreads, [row["measured"] for row in found.values()], colour, "counted")
     middle.axhline(result["paper"], linestyle="--", color=RED, label="paper, at the mean length")
     middle.set(title=f"Lengths vary about a mean of {result['mean']}, B = {result['block']}", ylim=(0, None),
                xlabel="coefficient of variation of the length")  # fmt: skip

@@ -9,6 +9,7 @@ The bound, with probability 1 − ρ,
 """
 
 import math
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -59,6 +60,7 @@ def run(laws: np.ndarray, n: int, draws: int, seed: int, tables: bool) -> float:
     rng = np.random.default_rng((n, draws, seed))
     truth = int(rng.integers(HYPOTHESES))
     asked = [[int(x)] for x in rng.integers(PROMPTS, size=n)]
+    policies: Sequence[TabularLM]
     if tables:
         policies = [policy_of(np.full((PROMPTS, RESPONSES), 1 / RESPONSES))]
     else:

@@ -91,7 +91,9 @@ class TabularLM(nn.Module):
         return cls(logits, torch.arange(1, len(table) + 1).expand(logits.shape).contiguous())
 
     @classmethod
-    def tree(cls, laws: Mapping[Record, Sequence[float]], vocab_size: int, dtype: torch.dtype = torch.float32):
+    def tree(
+        cls, laws: Mapping[Record, Sequence[float] | np.ndarray], vocab_size: int, dtype: torch.dtype = torch.float32
+    ):
         """Any law by hand: laws[text] is the law of the token after a text (prompt included). A text that is not
         listed has the uniform law, and so has everything after it."""
         known = [text for text in sorted(laws, key=len) if text]
