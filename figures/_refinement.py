@@ -63,7 +63,7 @@ def by_class(right: np.ndarray, kinds: np.ndarray) -> dict[str, list[float]]:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> list[float]:
-    """[mean, low, high] of a - b, paired by problem ([problems] each): a 95 % interval, by the normal law."""
+    """[mean, low, high] of a - b, paired by problem ([problems] each): a 95 % interval, by the normal distribution."""
     paired = a.astype(float) - b.astype(float)
     half = 1.96 * paired.std(ddof=1) / np.sqrt(len(paired))
     return [float(paired.mean()), float(paired.mean() - half), float(paired.mean() + half)]

@@ -298,8 +298,8 @@ LONGER = replace(GRPO, rounds=24)
 
 
 def compare_laws() -> dict:
-    """pass@k of five laws on the first seed's held-out problems, and the log-probabilities of some of their responses
-    under the base. Ten minutes on one core."""
+    """pass@k of five distributions on the first seed's held-out problems, and the log-probabilities of some of their
+    responses under the base. Ten minutes on one core."""
     (world,) = worlds(LEARNED, PROBLEMS, seeds=SEEDS[:1])
     sharp = kept("sft 50", world, lambda: sft(world, 50))
     reinforced = kept("grpo", world, lambda: reinforce(world, LONGER, REINFORCE))
@@ -314,7 +314,7 @@ def compare_laws() -> dict:
     edges = np.arange(-16.0, 0.51, 0.5)
 
     def histogram(law: str, wanted: bool) -> list[float]:
-        """Shares of all of the law's responses, by log π_base in bins of half a nat."""
+        """Shares of all of the distribution's responses, by log π_base in bins of half a nat."""
         chosen = right[law][:, :32] == wanted
         logp = world.base_logp(drawn[law].take(torch.arange(32).expand(PROBLEMS, 32)))[chosen]
         return (np.histogram(logp.clip(edges[0], edges[-1]), edges)[0] / right[law][:, :32].size).tolist()

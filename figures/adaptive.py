@@ -31,7 +31,7 @@ MISS, MU = 0.25, float(np.log(20))
 
 
 def laws() -> list[np.ndarray]:
-    """One law per prompt; y* is token 0."""
+    """One distribution per prompt; y* is token 0."""
     masses = [EASY] * (PROMPTS - 1) + [HARD]
     return [np.append(p, np.full(OTHERS, (1 - p) / OTHERS)) for p in masses]
 

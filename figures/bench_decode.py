@@ -7,9 +7,9 @@ toy     the shipped checkpoint, 500 requests whose response lengths are log-norm
         24 requests of mixed lengths (as above, mean 16, at most 48), 8 at a time. float32 and bfloat16; where the
         processor lacks the latter it is emulated, a prompt of 64 takes 2.4 s whoever reads it, and batch 1 must do.
 
-Both sample at temperature 1 from the whole law, take turns, and are quoted by the median of their runs. transformers
-has its default cache; with `cache_implementation="static"` it was 4 to 10 % slower on the toy model, and no faster on
-0.5B beyond the runs' spread.
+Both sample at temperature 1 from the whole distribution, take turns, and are quoted by the median of their runs.
+transformers has its default cache; with `cache_implementation="static"` it was 4 to 10 % slower on the toy model, and
+no faster on 0.5B beyond the runs' spread.
 """
 
 import os

@@ -2,9 +2,9 @@
 
 The toy checkpoint, α = 4, one block, the same number of steps. Ours: 64 chains of 64 problems, with the two savings and
 without. Theirs: one chain at a time, each step a call of `generate` on prompt and kept prefix, which it prefills anew,
-with the logits asked for; so work the implementations in circulation. Both sample the same law. Speed is counted in
-Metropolis-Hastings steps that a chain without savings decodes for (a cut behind a record's end is free for all), per
-second. Runs alternate. Beside it one chain alone, whose steps are proposed 0 to 7 ahead.
+with the logits asked for; so work the implementations in circulation. Both sample the same distribution. Speed is
+counted in Metropolis-Hastings steps that a chain without savings decodes for (a cut behind a record's end is free for
+all), per second. Runs alternate. Beside it one chain alone, whose steps are proposed 0 to 7 ahead.
 """
 
 import statistics

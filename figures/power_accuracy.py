@@ -28,7 +28,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean, lower, upper) by the normal law of the mean over problems."""
+    """(mean, lower, upper) by the normal distribution of the mean over problems."""
     half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 

@@ -2,10 +2,10 @@
 
 One small world (three tokens, one of them the end, horizon 5, 63 records), α = 2, proposals at temperature 1/2. Lines
 are exact and come from the code: a step, of `reference/power_sampling.py` or of `tests/wrong_samplers.py`, is run along
-all its paths (`theory/exact_law.py`), which gives its kernel K; the law after a block is that of `extend` times K^N.
-They are the curves of `theory/blocked_chain.py` (tests/reference/test_wrong_samplers.py). Points are chains of
-`power_sample`: with A the records that the exact law after N steps has more often than p^α, TV = law(A) - p^α(A), so
-the share of chains that end in A, less p^α(A), estimates it without bias and has a binomial interval.
+all its paths (`theory/exact_law.py`), which gives its kernel K; the distribution after a block is that of `extend`
+times K^N. They are the curves of `theory/blocked_chain.py` (tests/reference/test_wrong_samplers.py). Points are chains
+of `power_sample`: with A the records that the exact distribution after N steps has more often than p^α, TV = law(A) -
+p^α(A), so the share of chains that end in A, less p^α(A), estimates it without bias and has a binomial interval.
 """
 
 from collections import defaultdict
@@ -46,7 +46,7 @@ RETURNS = {"early_exit", "authors"}  # what has ended, after each block
 
 
 def matrix_of(rows: dict[Record, dict[Record, float]], columns: Iterable[Record]) -> np.ndarray:
-    """Laws by record as a matrix [rows, columns]."""
+    """Distributions by record as a matrix [rows, columns]."""
     at = {text: i for i, text in enumerate(columns)}
     matrix = np.zeros((len(rows), len(at)))
     for i, law in enumerate(rows.values()):
@@ -56,7 +56,8 @@ def matrix_of(rows: dict[Record, dict[Record, float]], columns: Iterable[Record]
 
 
 def law_after(blocks: list[tuple[list[Record], np.ndarray, np.ndarray]], steps: int) -> dict[Record, float]:
-    """The law of a sampler that makes so many steps in each block. A text that is not extended has been returned."""
+    """The distribution of a sampler that makes so many steps in each block. A text that is not extended has been
+    returned."""
     total, law = defaultdict[Record, float](float), np.ones(1)
     texts: list[Record] = [()]
     for after, extension, kernel in blocks:
@@ -92,7 +93,7 @@ def compute() -> dict:
 
     @cache
     def blocks_of(block: int, rule: str, cut: str) -> list[tuple[list[Record], np.ndarray, np.ndarray]]:
-        """Of each block: its texts, the law of their extension from the texts before, the kernel of a step."""
+        """Of each block: its texts, the distribution of their extension from the texts before, the kernel of a step."""
         blocks = []
         before: list[Record] = [()]
         same = ("exact" if rule == "early_exit" else rule), cut, (block if rule == "nested" else HORIZON)

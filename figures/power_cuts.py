@@ -1,4 +1,5 @@
-"""Which law of the cut wins, per decoded token: uniform on the horizon, or on the record with the length factor?
+"""Which distribution of the cut wins, per decoded token: uniform on the horizon, or on the record with the length
+factor?
 
 Both keep p^α. A cut behind a record's end is free, so steps are not the measure: for every world the exact TV to p^α
 after n steps is set against the exact expectation of tokens decoded until then (`theory/cost.py`), with the two savings
@@ -24,7 +25,7 @@ SAVINGS = (False, True)
 
 
 def random_world(seed: int) -> TabularLM:
-    """Dirichlet laws of 3 tokens, the first of which ends the text with a chance near the world's own."""
+    """Dirichlet distributions of 3 tokens, the first of which ends the text with a chance near the world's own."""
     model, end = TabularLM.random(3, HORIZON, seed=seed), np.random.default_rng(seed).uniform(0.05, 0.6)
     table = model.logits.double().exp().numpy()
     chance = np.clip(3 * end * table[:, :1], 0.01, 0.95)
@@ -33,7 +34,7 @@ def random_world(seed: int) -> TabularLM:
 
 
 def curves(model: TabularLM, alpha: float) -> dict:
-    """TV at TOKENS, per law of the cut and savings."""
+    """TV at TOKENS, per distribution of the cut and savings."""
     texts = Setting(horizon=HORIZON, alpha=alpha).texts(enumerate_law(model, [1], HORIZON, [0])[2])
     states = texts.only(texts.are_records(HORIZON), HORIZON)
     target, result = power_law(states.logp.sum(1), alpha), {}
@@ -114,5 +115,5 @@ def draw(result: dict):
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
                   title=f"lines: median, bands: 80 % of {result['worlds']} worlds")  # fmt: skip
-    figure.suptitle("Two exact laws of the cut, compared by decoded tokens (all curves exact)")
+    figure.suptitle("Two exact distributions of the cut, compared by decoded tokens (all curves exact)")
     return figure

@@ -42,7 +42,7 @@ def tree(epsilon: float, futures: int) -> TabularLM:
 
 def measure(epsilon: float, futures: int, alpha: float) -> dict:
     """How often the first token is the pivotal one, with 95 % intervals; the chain has taken so many steps that its
-    exact law is within TV 0.005 of p^α."""
+    exact distribution is within TV 0.005 of p^α."""
     model = tree(epsilon, futures)
     common: dict[str, Any] = {"stop_ids": (), "samples_per_prompt": DRAWS, "seed": SEED}
     exact = chain(enumerate_law(model, [0], 2, ())[2], horizon=2, alpha=alpha)
@@ -115,7 +115,7 @@ def draw(result: dict):
     middle.axhline(0.5, color=GREY, linewidth=0.8)
     middle.axvline(crossing, color=GREY, linestyle=":")
     middle.text(crossing + 0.1, 0.03, f"α = {crossing:.2f}: ε = ε′ / N^(1−1/α)", color="#444444", fontsize=9)
-    middle.set(title="The two laws part ways as α grows", xlabel="α", xlim=(0.8, 8.3))
+    middle.set(title="The two distributions part ways as α grows", xlabel="α", xlim=(0.8, 8.3))
     middle.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=9, frameon=False)
 
     grid = np.linspace(0.02, 0.8, 200)

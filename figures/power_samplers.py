@@ -8,7 +8,8 @@
 
 There TV to p^α is measured: with A the records that a first half of the draws has more often than p^α, the share of
 the second half in A, less p^α(A), never overestimates TV on average and has a binomial interval. Where theory has the
-output's law, its exact TV is drawn as a line. Then the toy model and its relay problems, where p^α itself is unknown.
+output's distribution, its exact TV is drawn as a line. Then the toy model and its relay problems, where p^α itself is
+unknown.
 
 Decoded tokens are per answer, all that were spent on it. Sequential tokens are those of them that wait for each other:
 what an answer takes if every row that could be decoded side by side is.
@@ -143,8 +144,8 @@ def distance(samples: Samples, target: dict[tuple[int, ...], float]) -> tuple[fl
 
 
 def exact(conditionals: Conditionals, logp: np.ndarray, horizon: int) -> dict[str, dict[int, float]]:
-    """TV of the output's law where theory has it, per method and setting. (Look-ahead: the plug-in's; SMC of two
-    particles never resamples at κ = 1/2, so it is one of two draws picked by weight.)"""
+    """TV of the output's distribution where theory has it, per method and setting. (Look-ahead: the plug-in's; SMC of
+    two particles never resamples at κ = 1/2, so it is one of two draws picked by weight.)"""
     setting: dict[str, Any] = {"horizon": horizon, "alpha": ALPHA}
     one = chain(conditionals, **setting, cut="record")
     several = chain(conditionals, **setting, cut="record", tries=TRIES)

@@ -1,8 +1,10 @@
 """Tokens decoded per token returned: counted, exactly expected, and by the paper's formula N T/(4B) (Eq. 12).
 
 left    records of one length T = 64, no savings: T + N Σ (h_k + 1)/2 against the paper, over the block
-middle  records whose lengths vary, a one-letter model with a gamma law of lengths of mean 24, horizon 96, blocks of
-        24, α = 1 (so that the law of lengths stays the model's): the more they vary, the more tokens (E[T²] counts)
+middle  records whose lengths vary, a one-letter model with a gamma distribution of lengths of mean 24, horizon 96,
+blocks of
+        24, α = 1 (so that the distribution of lengths stays the model's): the more they vary, the more tokens (E[T²]
+        counts)
 right   the relay model, α = 1, 2, 4, one block: what is left of the tokens with each of the two exact savings
 """
 
@@ -49,8 +51,8 @@ def count(model, prompts, config: PowerConfig, savings: str, stop_ids, keys=None
 
 
 def lengths_world(spread: float) -> tuple[TabularLM, dict]:
-    """One letter and the end: a record is its length, whose law is a gamma with this coefficient of variation. The
-    model, and its conditionals after each prefix."""
+    """One letter and the end: a record is its length, whose distribution is a gamma with this coefficient of variation.
+    The model, and its conditionals after each prefix."""
     edges = gamma.cdf(np.arange(LONGEST + 1), 1 / spread**2, scale=MEAN * spread**2)
     end = np.clip(np.diff(edges) / np.maximum(1 - edges[:-1], 1e-12), 1e-12, 1 - 1e-12)
     laws = np.stack((end, 1 - end), 1)

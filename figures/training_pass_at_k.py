@@ -1,7 +1,8 @@
 """pass@k after training, k = 1..256: the model, low temperature, chains for p^4, SFT-Sharpening, and GRPO.
 
-The first algorithm seed's held-out problems, 256 responses of each law to each problem; bands are bootstrap intervals
-over problems. Below: log-probabilities under the base of right and of wrong responses, before and after training.
+The first algorithm seed's held-out problems, 256 responses of each distribution to each problem; bands are bootstrap
+intervals over problems. Below: log-probabilities under the base of right and of wrong responses, before and after
+training.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ TITLES = {"base": "before", "sft": "after SFT-Sharpening", "grpo": "after GRPO"}
 
 
 def crossing(result: dict, law: str) -> int | None:
-    """The least k at which GRPO's pass@k is below the other law's by more than its 95 % interval."""
+    """The least k at which GRPO's pass@k is below the other distribution's by more than its 95 % interval."""
     return next((k for k, (_, _, high) in zip(result["sizes"], result["grpo minus"][law]) if high < 0), None)
 
 

@@ -5,7 +5,7 @@ what is predicted for the other: the share of right candidates, and of right and
 yes at once, which is a vote R of the cascade as a whole. Then come E[R^v] as
 
     independent    (E R)^v: every candidate alike
-    beta           the beta law of the same E[R] and E[R²], that is, fitted to two votes, taken to v
+    beta           the beta distribution of the same E[R] and E[R²], that is, fitted to two votes, taken to v
     mixture        the unbiased moments C(s, v)/C(10, v), no form assumed
 
 and, over problems, coverage of n candidates, E[1 − (1−a)^n], from C(8−k, n)/C(8, n), k accepted among 8; independent:

@@ -95,7 +95,7 @@ def next_logits(
     else:
         logits = model(text)[0, last + first : last + len(response)].double().cpu()
     if not (logits < math.inf).all():
-        raise ValueError(f"the model's logits are not a law (NaN or infinite) after {len(response)} response tokens")
+        raise ValueError(f"the model's logits are not finite after {len(response)} response tokens")
     return logits
 
 
@@ -139,7 +139,7 @@ class Sample:
 
     tokens: Tensor  # int64 [length], the stop token included
     logp: Tensor  # float32 [length]: log-probability of each token under the model at temperature 1
-    logq: Tensor  # float32 [length]: under the law that it was drawn from
+    logq: Tensor  # float32 [length]: under the distribution that it was drawn from
     finished: bool  # ended by a stop id (else cut at the horizon)
 
 

@@ -10,14 +10,15 @@ and then swaps of neighbours (1, 2), (2, 3), ... in that order: their records ch
 
     min(1, exp( (α_{k+1} − α_k) (log p(x^k) − log p(x^{k+1})) )).
 
-Both keep Π_k π_k, so the record of the last rung has law p^α in the limit; the lower rungs move freely and hand on what
-they find. Horizons grow in blocks as there. A rung has random numbers of its own, whichever record stands on it; those
-of the first are power sampling's, so K = 1 is power sampling, with the same tokens.
+Both keep Π_k π_k, so the record of the last rung has the distribution p^α in the limit; the lower rungs move freely and
+hand on what they find. Horizons grow in blocks as there. A rung has random numbers of its own, whichever record stands
+on it; those of the first are power sampling's, so K = 1 is power sampling, with the same tokens.
 
 The page below is one ladder. `parallel_tempering` runs many at a time and returns the page's tokens. There not the
 records but the exponents change places: a record stays in its slot, with its cache row. As ζ of every rung is kept for
-every token, its weights at the new exponent are at hand. First-divergence skip rests on the law that drew a token being
-that of the proposal; after a swap it is not, so tokens drawn before it are decoded anew. Early reject is on if α_1 ≥ 1.
+every token, its weights at the new exponent are at hand. First-divergence skip rests on the distribution that drew a
+token being that of the proposal; after a swap it is not, so tokens drawn before it are decoded anew. Early reject is on
+if α_1 ≥ 1.
 """
 
 from __future__ import annotations

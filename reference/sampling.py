@@ -4,9 +4,11 @@
 
 Randomness is addressed, not streamed (`reference/randomness.py`): a token is the inverse CDF of its address's number,
 in float64 and in id order. So a request's tokens depend neither on the batch that it shares nor on the slot it falls
-into, runs resume exactly, and two procedures that should be the same can be tested for equal tokens, not equal laws.
+into, runs resume exactly, and two procedures that should be the same can be tested for equal tokens, not equal
+distributions.
 
-The model's own generation defaults (repetition penalty, top-p, ...) are never applied: they would change the law.
+The model's own generation defaults (repetition penalty, top-p, ...) are never applied: they would change the
+distribution.
 """
 
 from __future__ import annotations
@@ -149,7 +151,7 @@ def generate(
     response (`samples.kept`, also through `take`, `rows` and `cat`), so that it goes on without being prefilled again.
 
     ValueError: an empty prompt, an id outside the vocabulary, a text beyond the model's maximum, a setting out of
-    range, logits that are not a law.
+    range, logits that are not finite.
     """
     from reference.engine.continuing import Continuing
     from reference.engine.decoder import Decoder, filtered
@@ -256,5 +258,5 @@ def score(
             results[i] = logp[row, len(prompts[i]) - 1 : len(texts[i])].clone()
     for i, values in enumerate(results):
         if values.isnan().any():
-            raise ValueError(f"the model's logits are not a law (NaN or infinite) for prompt {i}")
+            raise ValueError(f"the model's logits are not finite for prompt {i}")
     return results

@@ -2,9 +2,9 @@
 
     y_i = arg max_{j≤N} r(y_ij|x_i),  y_ij ~ π_base(·|x_i),  i = 1..n;     π̂ = arg max_{π∈Π} Σ_i log π(y_i|x_i)
 
-If Π holds the law of best-of-N, π̂ is (ε, δ)-sharpened once n ≈ log|Π|/(δε) and N ≈ C_cov log(1/δ)/ε: coverage is the
-price (Theorem 4.1). With N chosen by the adaptive rule of `reference/best_of_n.py` ε leaves N, and m = Σ_i N_i falls
-from 1/ε² to 1/ε (Theorem D.1). The text's restatement in §4.1 prints log π_base in the second sum; it is log π.
+If Π holds the distribution of best-of-N, π̂ is (ε, δ)-sharpened once n ≈ log|Π|/(δε) and N ≈ C_cov log(1/δ)/ε: coverage
+is the price (Theorem 4.1). With N chosen by the adaptive rule of `reference/best_of_n.py` ε leaves N, and m = Σ_i N_i
+falls from 1/ε² to 1/ε (Theorem D.1). The text's restatement in §4.1 prints log π_base in the second sum; it is log π.
 
 This file also holds what `reference/rlhf_sharpening.py` shares: responses with what the base says of them, a policy's
 log-likelihood of them with its gradient, and how a loss is minimised over a class of policies. A policy is any

@@ -276,7 +276,7 @@ class Chains:
     def values(self, rows: Tensor) -> Tensor:
         """Those of proposals that have ended. ValueError: one is not a number."""
         if (value := self.value(self.decoder.texts)[rows]).isnan().any():
-            raise ValueError("the model's logits are not a law (NaN or infinite) in a proposal; try float32 weights")
+            raise ValueError("the model's logits are not finite in a proposal; try float32 weights")
         return value
 
     # -- the steps to come ---------------------------------------------------------------------------------------------
@@ -306,8 +306,8 @@ class Chains:
         return Steps(at, step, horizon, cut, cut >= length, threshold, decodes, first, u, rank)
 
     def draw_cuts(self, slots: Tensor, u: Tensor, horizon: Tensor) -> Tensor:
-        """The positions, from 0, that u in [0, 1) draws from the law of the cut of the records in some slots; all [k].
-        For cut="horizon" they may lie behind the record's end."""
+        """The positions, from 0, that u in [0, 1) draws from the distribution of the cut of the records in some slots;
+        all [k]. For cut="horizon" they may lie behind the record's end."""
         if not self.settings.weighs_cuts:
             return (u * (horizon if self.settings.cut == "horizon" else self.records.texts.length[slots])).long()
         length = self.records.texts.length[slots, None]
