@@ -210,10 +210,7 @@ def spent(drawn: Generation) -> dict:
 
 def judge(world: World, samples: Samples) -> dict:
     """samples [problems, 1]."""
-    return {
-        "accuracy": accuracy(world.right(samples)[:, 0]),
-        "logp": interval(samples.total_logp()[:, 0].numpy()),
-    }
+    return {"accuracy": accuracy(world.right(samples)[:, 0]), "logp": interval(samples.total_logp()[:, 0].numpy())}
 
 
 def independent(world: World) -> Iterator[tuple[str, dict]]:

@@ -154,14 +154,7 @@ class Samples(Sequence):
     """Responses in padded tensors, shown as `samples[prompt][i]`; a `Sample` is made when it is looked at."""
 
     def __init__(
-        self,
-        tokens: Tensor,
-        logp: Tensor,
-        logq: Tensor,
-        lengths: Tensor,
-        finished: Tensor,
-        *,
-        kept: Kept | None = None,
+        self, tokens: Tensor, logp: Tensor, logq: Tensor, lengths: Tensor, finished: Tensor, *, kept: Kept | None = None
     ):
         """tokens int64, logp, logq [prompts, n, horizon]; lengths int64, finished bool [prompts, n]; kept: their keys
         and values, if `generate` was told to keep them."""

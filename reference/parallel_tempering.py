@@ -33,14 +33,7 @@ import torch
 from torch import Tensor
 
 from reference import power_sampling
-from reference.interface import (
-    SWAP,
-    Chance,
-    Generation,
-    LanguageModel,
-    Samples,
-    check_settings,
-)
+from reference.interface import SWAP, Chance, Generation, LanguageModel, Samples, check_settings
 from reference.power_sampling import PowerConfig, PowerSamples, Record
 from reference.sampling import extend, log_probs
 

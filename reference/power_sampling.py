@@ -41,15 +41,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.interface import (
-    ACCEPT,
-    CUT,
-    Chance,
-    Generation,
-    LanguageModel,
-    check_settings,
-    next_logits,
-)
+from reference.interface import ACCEPT, CUT, Chance, Generation, LanguageModel, check_settings, next_logits
 from reference.sampling import extend, log_probs
 
 CUTS = ("record", "horizon", "entropy")

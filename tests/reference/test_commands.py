@@ -648,10 +648,7 @@ def test_the_overview_needs_no_torch(tmp_path):
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--format", "x"], "format is 'x'"),
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--shard", "2/2"], "shard is '2/2'"),
         (["evaluate", "sample", "--out", "{tmp}/no/x", "--task", "{task}"], "/no/x: No such file"),
-        (
-            ["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--stream"],
-            "Unrecognized options: --stream",
-        ),
+        (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--stream"], "Unrecognized options: --stream"),
         (["report", "nowhere.jsonl"], "nowhere.jsonl"),
         (["report", "{task}"], "relay.jsonl"),
         (["train", "grpo", "1 + 1", "--out", "{tmp}/x"], "prompt 1 has no answer"),
