@@ -325,7 +325,7 @@ exclude_also =
 
 @pytest.mark.slow
 def test_these_tests_alone_run_every_branch_of_the_engine(tmp_path):
-    """But for refusals, and captured steps, which need a GPU (`tests/reference/test_captured_step.py`)."""
+    """But for refusals, and captured steps, which need a GPU (`tests/reference/engine/test_captured_step.py`)."""
     settings, env = tmp_path / "coveragerc", os.environ | {"COVERAGE_FILE": str(tmp_path / "data")}
     settings.write_text(COVERAGE)
     run = [sys.executable, "-m", "coverage"]

@@ -25,7 +25,7 @@ from reference.text.chat_templates import chat_analyst, chat_templates
 from reference.text.ledger import Ledger
 from reference.text.text_model import Role, Stage, Templates, TextModel
 from tests.assertions import assert_frequency
-from tests.reference.test_text_model import CHAT, make_tokenizer
+from tests.reference.text.test_text_model import CHAT, make_tokenizer
 from theory.refinement import budgets, class_mix, operator, orbit, sequential
 from toy import relay
 from toy.abilities import RESULTS as WORLDS

@@ -27,7 +27,7 @@ from reference.text.text_model import TextModel
 from reference.text.tokenizer import Tokenizer
 from reference.transformer import Transformer
 from tests.conftest import ROOT
-from tests.reference.test_tokenizer import SENTENCES, TEMPLATES, byte_level
+from tests.reference.text.test_tokenizer import SENTENCES, TEMPLATES, byte_level
 from toy.relay import make_problems
 
 transformers = pytest.importorskip("transformers", reason="transformers writes the checkpoints")
