@@ -116,13 +116,6 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(toy, tmp_path):
     out = tmp_path / "killed.jsonl"
     module = "tests.reference.evaluation.test_evaluation"
     command = [sys.executable, "-m", module, task, out, "pause=0.2"]  # the pause: for us
-        sys.executable,
-        "-m",
-        "tests.reference.evaluation.test_evaluation",
-        task,
-        out,
-        "pause=0.2",
-    ]  # the pause: for us
     process = subprocess.Popen([*map(str, command)], cwd=ROOT)
     deadline = time.monotonic() + 90
     while not out.exists() or out.read_bytes().count(b"\n") <= 5:
