@@ -35,10 +35,11 @@ test-all: $(READY)  ## all tests; what cannot run here is skipped and says why
 
 # What a processor without AVX512, or without any vectors, would compute: other kernels, so other roundings.
 MACHINES := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1
-SAMPLERS := pages_drawn sampling power_sampling prefetching multiple_try parallel_tempering power_smc lookahead best_of_n
+SAMPLERS := test_pages_drawn test_sampling test_power_sampling engine/test_prefetching test_multiple_try \
+  test_parallel_tempering test_power_smc test_lookahead test_best_of_n
 test-machines: $(READY)  ## the equality tests under other processor capabilities and one thread
 	for machine in $(MACHINES); do echo "$$machine" && \
-	  env $$machine $(RUN) -m pytest $(CORES) $(SAMPLERS:%=tests/reference/test_%.py) || exit 1; done
+	  env $$machine $(RUN) -m pytest $(CORES) $(SAMPLERS:%=tests/reference/%.py) || exit 1; done
 
 lint: $(READY)  ## style and types
 	$(RUN) -m ruff check .

@@ -5,9 +5,9 @@
     python -m figures stale               name the results that were computed from other code than today's
     python -m figures demo                compute and show the demo, in runs/: nothing that git tracks changes
 
-A figure is a module figures/NAME.py with `compute() -> plain dict`, `draw(dict) -> matplotlib figure`, optionally
-`table(dict) -> text` or `tables(dict) -> texts by name`, and `DEPENDS`: the files and folders whose contents decide
-what `compute` returns.
+A figure is a module figures/NAME.py with `compute() -> plain dict`; `draw(dict)`, which returns a matplotlib figure, or
+several by the rest of their names ("" is NAME.png, "cost" NAME_cost.png); optionally `table(dict) -> text` or
+`tables(dict) -> texts by name`; and `DEPENDS`, the files and folders whose contents decide what `compute` returns.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -73,9 +74,11 @@ def compute(name: str, folder: Path = RESULTS) -> dict:
 
 def draw(name: str, results: Path = RESULTS, pictures: Path = HERE) -> None:
     result = json.loads((results / f"{name}.json").read_text())
-    figure = module(name).draw(result)
-    write_whole(pictures / f"{name}.png", lambda part: figure.savefig(part, dpi=120, format="png"))
-    matplotlib.pyplot.close(figure)
+    drawn = module(name).draw(result)
+    for part, figure in (drawn if isinstance(drawn, dict) else {"": drawn}).items():
+        path = pictures / f"{name}{'_' * bool(part)}{part}.png"
+        write_whole(path, lambda file, figure=figure: figure.savefig(file, dpi=120, format="png"))
+        plt.close(figure)
 
 
 def tables(name: str, result: dict) -> dict[str, str]:

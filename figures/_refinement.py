@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from figures._style import BY_CLASS
 from reference.evaluation.statistics import accuracy
 from reference.parallel_distill_refine import Drafts, PDRConfig, Refinement
 from reference.text.ledger import Ledger
@@ -19,7 +20,7 @@ DEPENDS = (
 )  # fmt: skip
 SEEDS = (0, 1, 2)
 KINDS = ("plain", "tempting", "hard")
-COLOURS = {"all": "#000000", "plain": "#0072B2", "tempting": "#E69F00", "hard": "#CC3377"}  # Okabe-Ito
+COLOURS = BY_CLASS
 CONFIG = PDRConfig((4,), k=2, workspace=8, max_new_tokens=20)
 
 
@@ -62,7 +63,7 @@ def by_class(right: np.ndarray, kinds: np.ndarray) -> dict[str, list[float]]:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> list[float]:
-    """[mean, low, high] of a - b, paired by problem ([problems] each): a 95 % interval, by the normal law."""
+    """[mean, low, high] of a - b, paired by problem ([problems] each): a 95 % interval, by the normal distribution."""
     paired = a.astype(float) - b.astype(float)
     half = 1.96 * paired.std(ddof=1) / np.sqrt(len(paired))
     return [float(paired.mean()), float(paired.mean() - half), float(paired.mean() + half)]

@@ -143,7 +143,7 @@ def kept(name: str, world: World, make: Callable[[], tuple]):
     """make()'s model, or the one that an earlier call left in runs/training/."""
     if not place(name, world).exists():
         return keep(name, world, make()[0])
-    model = copy.deepcopy(world.speaker.model)
+    model: Any = copy.deepcopy(world.speaker.model)
     model.load_state_dict(torch.load(place(name, world), weights_only=True))
     return model
 
@@ -155,7 +155,8 @@ def keep(name: str, world: World, model):
 
 
 def place(name: str, world: World) -> Path:
-    base = [weight.sum().item() for weight in world.speaker.model.parameters()]
+    model: Any = world.speaker.model
+    base = [weight.sum().item() for weight in model.parameters()]
     return KEPT / f"{name}-{world.seed}-{digest((fingerprint(DEPENDS[:-1]), base, FIT, world.learned))}.pt"
 
 
@@ -297,8 +298,8 @@ LONGER = replace(GRPO, rounds=24)
 
 
 def compare_laws() -> dict:
-    """pass@k of five laws on the first seed's held-out problems, and the log-probabilities of some of their responses
-    under the base. Ten minutes on one core."""
+    """pass@k of five distributions on the first seed's held-out problems, and the log-probabilities of some of their
+    responses under the base. Ten minutes on one core."""
     (world,) = worlds(LEARNED, PROBLEMS, seeds=SEEDS[:1])
     sharp = kept("sft 50", world, lambda: sft(world, 50))
     reinforced = kept("grpo", world, lambda: reinforce(world, LONGER, REINFORCE))
@@ -313,7 +314,7 @@ def compare_laws() -> dict:
     edges = np.arange(-16.0, 0.51, 0.5)
 
     def histogram(law: str, wanted: bool) -> list[float]:
-        """Shares of all of the law's responses, by log π_base in bins of half a nat."""
+        """Shares of all of the distribution's responses, by log π_base in bins of half a nat."""
         chosen = right[law][:, :32] == wanted
         logp = world.base_logp(drawn[law].take(torch.arange(32).expand(PROBLEMS, 32)))[chosen]
         return (np.histogram(logp.clip(edges[0], edges[-1]), edges)[0] / right[law][:, :32].size).tolist()

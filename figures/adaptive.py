@@ -7,9 +7,12 @@ against draws per prompt; lines are exact (`theory.best_of_n`; N_Î¼ jumps with Î
 rarer (Theorems 3.1 and D.2), exact.
 """
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 
+from figures._style import BY_METHOD
 from reference.best_of_n import adaptive_best_of_n, best_of_n
 from reference.evaluation.statistics import accuracy
 from theory.best_of_n import adaptive_law, failure
@@ -28,7 +31,7 @@ MISS, MU = 0.25, float(np.log(20))
 
 
 def laws() -> list[np.ndarray]:
-    """One law per prompt; y* is token 0."""
+    """One distribution per prompt; y* is token 0."""
     masses = [EASY] * (PROMPTS - 1) + [HARD]
     return [np.append(p, np.full(OTHERS, (1 - p) / OTHERS)) for p in masses]
 
@@ -43,7 +46,7 @@ def measured(best) -> dict:
 def compute() -> dict:
     model = TabularLM.tree({(x,): law for x, law in enumerate(laws())}, OTHERS + 1)
     prompts = [[x] for x in range(PROMPTS)] * RUNS
-    common = {"max_new_tokens": 1, "stop_ids": (), "seed": SEED}
+    common: dict[str, Any] = {"max_new_tokens": 1, "stop_ids": (), "seed": SEED}
     return {
         "seed": SEED, "runs": len(prompts),
         "fixed": {str(n): measured(best_of_n(model, prompts, n=n, **common)) for n in NS},
@@ -60,7 +63,7 @@ def compute() -> dict:
     }  # fmt: skip
 
 
-FIXED, ADAPTIVE = "#D55E00", "#0072B2"  # Okabe-Ito
+FIXED, ADAPTIVE = BY_METHOD["best-of-N"], BY_METHOD["power"]
 
 
 def points(axis, rows: dict, colour: str, marker: str, label: str) -> None:
@@ -79,7 +82,7 @@ def draw(result: dict):
     for axis in (left, right):
         axis.set(xscale="log", yscale="log")
     n, mus = np.arange(1, 101), np.linspace(0.1, 4, 79)
-    fixed = np.array([np.mean([failure(law[0], k) for law in laws()]) for k in n])
+    fixed = np.array([np.mean([failure(law[0], float(k)) for law in laws()]) for k in n])
     exact = [[adaptive_law(law, mu) for law in (laws()[0], laws()[-1])] for mu in mus]
     share = np.array([1 - 1 / PROMPTS, 1 / PROMPTS])
     left.plot(n, fixed, color=FIXED, label="fixed N (exact)")

@@ -7,9 +7,9 @@ toy     the shipped checkpoint, 500 requests whose response lengths are log-norm
         24 requests of mixed lengths (as above, mean 16, at most 48), 8 at a time. float32 and bfloat16; where the
         processor lacks the latter it is emulated, a prompt of 64 takes 2.4 s whoever reads it, and batch 1 must do.
 
-Both sample at temperature 1 from the whole law, take turns, and are quoted by the median of their runs. transformers
-has its default cache; with `cache_implementation="static"` it was 4 to 10 % slower on the toy model, and no faster on
-0.5B beyond the runs' spread.
+Both sample at temperature 1 from the whole distribution, take turns, and are quoted by the median of their runs.
+transformers has its default cache; with `cache_implementation="static"` it was 4 to 10 % slower on the toy model, and
+no faster on 0.5B beyond the runs' spread.
 """
 
 import os
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,7 +32,7 @@ DEPENDS = (
     "reference/transformer.py", "toy/checkpoint/model.safetensors", "figures/bench_decode.py",
 )  # fmt: skip
 CHECKPOINT = Path(__file__).resolve().parent.parent / "toy" / "checkpoint"
-HALF_BILLION = {
+HALF_BILLION: dict[str, Any] = {
     "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
     "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 2048,
     "rope_theta": 1e6, "tie_word_embeddings": True,

@@ -109,7 +109,7 @@ def sample(model: Transformer, rows: int, answer: int) -> dict[str, tuple[list[f
     out = {}
     for name, run in runs.items():
         if rows >= PARTICLES:
-            kept = []
+            kept: list[int] = []
             times = seconds(lambda run=run, kept=kept: kept.append(run().cost.decoded_tokens), 3)[1:]
             out[name] = times, kept[-1]
     return out

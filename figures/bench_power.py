@@ -2,13 +2,14 @@
 
 The toy checkpoint, α = 4, one block, the same number of steps. Ours: 64 chains of 64 problems, with the two savings and
 without. Theirs: one chain at a time, each step a call of `generate` on prompt and kept prefix, which it prefills anew,
-with the logits asked for; so work the implementations in circulation. Both sample the same law. Speed is counted in
-Metropolis-Hastings steps that a chain without savings decodes for (a cut behind a record's end is free for all), per
-second. Runs alternate. Beside it one chain alone, whose steps are proposed 0 to 7 ahead.
+with the logits asked for; so work the implementations in circulation. Both sample the same distribution. Speed is
+counted in Metropolis-Hastings steps that a chain without savings decodes for (a cut behind a record's end is free for
+all), per second. Runs alternate. Beside it one chain alone, whose steps are proposed 0 to 7 ahead.
 """
 
 import statistics
 import time
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -66,7 +67,8 @@ def compute() -> dict:
     text_model = TextModel.from_pretrained(CHECKPOINT)
     prompts = World(text_model, make_problems(CHAINS, seed=1000)).prompts
     other = oracle(transformers.AutoConfig.from_pretrained(CHECKPOINT))
-    weights = text_model.model.state_dict()
+    model: Any = text_model.model
+    weights = model.state_dict()
     other.load_state_dict({f"model.{name}": weight for name, weight in weights.items()}, strict=False)
 
     def ours(run: int, chains: int = CHAINS, steps: int = STEPS, **setting):
@@ -87,7 +89,7 @@ def compute() -> dict:
             speeds["sharpening"].append(decoded / ours(run)[0])
             speeds["sharpening, savings off"].append(decoded / seconds)
             speeds["transformers"].append(their_steps / their_seconds)
-    latency = {ahead: {"seconds": [], "sequential": []} for ahead in AHEAD}
+    latency: dict[int, dict[str, list[float]]] = {ahead: {"seconds": [], "sequential": []} for ahead in AHEAD}
     for run in range(RUNS + 1):
         for ahead, kept in latency.items():
             seconds, out = ours(run, chains=1, steps=400, prefetch=ahead, **plain)

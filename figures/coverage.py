@@ -35,7 +35,7 @@ SHAPES = ((0.4, 1.0), (1.0, 3.0), (2.0, 6.0))  # a, b
 def model_with(masses: list[float], others: int) -> TabularLM:
     """Prompt (x) is answered by one token: 0 with masses[x], each of `others` with an equal share of the rest."""
     size = max(len(masses), others + 1)
-    laws = {}
+    laws: dict[tuple[int, ...], np.ndarray] = {}
     for x, p in enumerate(masses):
         laws[(x,)] = np.zeros(size)
         laws[(x,)][: others + 1] = np.append(p, np.full(others, (1 - p) / others))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from figures._distillation import QUICK
+from figures._style import BY_METHOD
 from figures._verification import committed
 from reference.best_of_n import select
 from reference.evaluation.statistics import accuracy
@@ -301,10 +302,10 @@ tempting: the likeliest first token (a guess) has many poor futures; sharpening 
 hard: the most likely draft holds a misconception; no sharpening helps, only checking steps does (refine, cascade)."""
 
 COLOURS = {
-    "log-probability": "#0072B2", "log p per token": "#56B4E9", "majority vote": "#D55E00",
-    "any right (pass@N)": "#999999",
+    "log-probability": BY_METHOD["best-of-N"], "log p per token": BY_METHOD["best-of-N, per token"],
+    "majority vote": BY_METHOD["majority"], "any right (pass@N)": BY_METHOD["pass@N"],
 }  # fmt: skip
-LINES = {"greedy": ("#000000", "--"), "temperature 1/4": ("#009E73", ":")}
+LINES = {"greedy": (BY_METHOD["greedy"], "--"), "temperature 1/4": (BY_METHOD["low temperature"], ":")}
 
 
 def draw(result: dict):

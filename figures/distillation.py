@@ -13,6 +13,7 @@ import numpy as np
 
 from figures._distillation import DEPENDS, NULL, NULL_RESULTS, N, V, compare_filters
 from figures._refinement import COLOURS, KINDS
+from figures._style import BY_METHOD, GREY, tidy
 
 __all__ = ["DEPENDS", "compute", "draw", "table"]
 NAMES = {"oracle": "oracle of answers"}
@@ -61,10 +62,13 @@ def bars(axis, rows: dict, base: dict, groups=("all", *KINDS)) -> None:
     axis.set(ylim=(0, 1.04))
 
 
-def draw(result: dict):
-    figure = plt.figure(figsize=(15, 9), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1))
-    axis = top.subplots()
+def draw(result: dict) -> dict:
+    return {"": draw_filters(result), "cost": draw_cost(result), "null": draw_null()}
+
+
+def draw_filters(result: dict):
+    """What each filter is worth."""
+    figure, axis = plt.subplots(figsize=(14, 4.8), layout="constrained")
     rows = {name: result["rows"][name] for name in FILTERS}
     bars(axis, rows, result["base"])
     for i, row in enumerate(rows.values()):
@@ -72,51 +76,50 @@ def draw(result: dict):
                   markersize=4, label="a seed" if i == 0 else None)  # fmt: skip
     kept = [f"kept {row['kept']}, {100 * row['precision'][0]:.1f} % right" for row in rows.values()]
     axis.set_xticks(range(len(rows)), [f"{NAMES.get(name, name)}\n{how}" for name, how in zip(rows, kept)])
-    axis.set(ylabel="accuracy at temperature 1", title="After learning from the candidates that a filter keeps "
-             "(dashed: the base)")  # fmt: skip
+    axis.set(ylabel="accuracy at temperature 1 (95 %)",
+             title="Self-verified distillation: after learning from the candidates that a filter keeps "
+             "(dashed: before)")  # fmt: skip
     axis.legend(loc="upper left", ncols=5, frameon=False)
-    axes = bottom.subplots(1, 4, width_ratios=(1.05, 1.05, 1.3, 1.2))
-    for axis, (name, value) in zip(axes, (("accuracy", lambda row: row["accuracy"]["all"][0]),
-                                          ("precision of what is kept", lambda row: row["precision"][0]))):  # fmt: skip
+    tidy(axis)
+    return figure
+
+
+def draw_cost(result: dict):
+    """Candidates and votes; and the cascade at training time against the cascade at test time."""
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=(1, 1, 1.4), layout="constrained")
+    for axis, (name, value) in zip(axes, (("accuracy of the student", lambda row: row["accuracy"]["all"][0]),
+                                          ("share of kept candidates that are right",
+                                           lambda row: row["precision"][0]))):  # fmt: skip
         cells = np.array([[value(result["grid"][f"{n},{v}"]) for v in V] for n in N])
         axis.imshow(cells, cmap="Blues", vmin=cells.min() - (np.ptp(cells) or 1) * 0.5, vmax=cells.max(), aspect="auto")
         for i, n in enumerate(N):
             for j, v in enumerate(V):
                 kept, cell = result["grid"][f"{n},{v}"]["kept"], cells[i, j]
                 dark = cell > cells.min() + 0.6 * np.ptp(cells)
-                axis.text(j, i, f"{cell:.3f}\n({kept})", ha="center", va="center", color="white" if dark else "black")
+                axis.text(j, i, f"{cell:.3f}\n({kept} kept)", ha="center", va="center",
+                          color="white" if dark else "black")  # fmt: skip
         axis.set_xticks(range(len(V)), V)
         axis.set_yticks(range(len(N)), N)
-        axis.set(title=f"{name}\n(kept, over all seeds)", xlabel="v, votes per stage", ylabel="n, candidates")
-    cost_panel(axes[2], result)
-    null_panel(axes[3], result)
-    for axis in (figure.axes[0], *axes[2:]):
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Self-verified distillation on the relay task, from unlabeled questions alone", fontsize=15)
-    return figure
-
-
-def cost_panel(axis, result: dict) -> None:
-    ttc = result["ttc"]
+        axis.set(title=name, xlabel="v, votes per stage", ylabel="n, candidates of a question")
+    ttc, axis = result["ttc"], axes[2]
     for name, x, row, colour, marker, offset in (
-        ("base", ttc["one response"], result["base"], "#999999", "s", (8, -4)),
-        ("distilled (cascade)", ttc["one response"], result["rows"]["cascade"], "#009E73", "o", (8, -4)),
-        ("UQ-TTC, stops at\nthe first valid", ttc["tokens, lazy"], ttc, "#D55E00", "v", (-6, -34)),
-        ("UQ-TTC,\nall 8", ttc["tokens"], ttc, "#D55E00", "^", (-6, 12)),
+        ("the model", ttc["one response"], result["base"], BY_METHOD["one response"], "s", (8, -4)),
+        ("the student", ttc["one response"], result["rows"]["cascade"], BY_METHOD["distilled"], "o", (8, -4)),
+        ("UQ-TTC, stops at\nthe first valid", ttc["tokens, lazy"], ttc, BY_METHOD["uq-ttc"], "v", (-6, -34)),
+        ("UQ-TTC,\nall 8", ttc["tokens"], ttc, BY_METHOD["uq-ttc"], "^", (-6, 12)),
     ):
         mean, low, high = row["accuracy"]["all"]
         axis.errorbar(x, mean, [[mean - low], [high - mean]], fmt=marker, color=colour, capsize=3, markersize=8)
         axis.annotate(name, (x, mean), offset, textcoords="offset points", fontsize=9)
-    axis.set(xscale="log", ylim=(0, 1.04), xlim=(20, 2500), xlabel="tokens in and out, per answer", ylabel="accuracy",
-             title="One call of the student,\nor the cascade at test time")  # fmt: skip
-    axis.grid(alpha=0.25)
+    axis.set(xscale="log", ylim=(0, 1.04), xlim=(20, 2500), xlabel="tokens in and out, per answer",
+             ylabel="accuracy (95 %)", title="The cascade at training time, or at test time")  # fmt: skip
+    tidy(axis)
+    return figure
 
 
-def null_panel(axis, result: dict) -> None:
+def draw_null():
     """The cascade's gain in each world, by class; the interval adds the student's and the base's in squares."""
-    if not NULL_RESULTS.exists():
-        axis.text(0.5, 0.5, "not measured:\npython -m figures._distillation", ha="center", transform=axis.transAxes)
-        return
+    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
     null = json.loads(NULL_RESULTS.read_text())
     worlds = {name: null[name] for name in ("relay", *NULL)}
     width = 0.25
@@ -125,10 +128,12 @@ def null_panel(axis, result: dict) -> None:
                           ((each["rows"]["cascade"], each["base"]) for each in worlds.values())])  # fmt: skip
         error = np.sqrt((((pairs[..., 2] - pairs[..., 1]) / 2) ** 2).sum(1))
         axis.bar(np.arange(len(worlds)) + (g - 1) * width, pairs[:, 0, 0] - pairs[:, 1, 0], width * 0.9, yerr=error,
-                 color=COLOURS[group], ecolor="#555555", label=group)  # fmt: skip
+                 color=COLOURS[group], ecolor=GREY, label=group)  # fmt: skip
     axis.axhline(0, color="black", linewidth=0.8)
-    names = ("relay:\nreviewers\nerr less", "careless:\nas often", "misguided:\nmore often\non hard")
+    names = ("relay: reviewers\nerr less than authors", "careless:\nas often", "misguided: more often\non hard ones")
     axis.set_xticks(range(len(worlds)), names)
-    axis.set(ylabel="gain of the cascade (v = 2)", title="Null worlds: reviewers no better\nthan authors, or worse",
-             ylim=(None, 0.82))  # fmt: skip
+    axis.set(ylabel="gain in accuracy by the cascade (v = 2)", ylim=(None, 0.82),
+             title="Where reviewers are no better than authors, distillation gains less, or loses")  # fmt: skip
     axis.legend(frameon=False, loc="upper right", ncols=3)
+    tidy(axis)
+    return figure

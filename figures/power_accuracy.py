@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from figures._style import BY_METHOD
 from figures.demo import CHECKPOINT, HORIZON, KINDS, SHORT, World, rewards
 from reference.best_of_n import select
 from reference.evaluation.statistics import accuracy
@@ -27,7 +28,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """(mean, lower, upper) by the normal law of the mean over problems."""
+    """(mean, lower, upper) by the normal distribution of the mean over problems."""
     half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
@@ -55,7 +56,8 @@ def compute() -> dict:
         )  # fmt: skip
         return measure(world, drawn.samples, np.array([float(cost.decoded_tokens) for cost in drawn.costs]))
 
-    pool, result = world.sample(POOL).samples, {}
+    pool = world.sample(POOL).samples
+    result: dict[str, dict] = {}
     for name in ("log-probability", "majority vote"):
         result[name] = {}
         for n in SIZES:
@@ -69,7 +71,10 @@ def compute() -> dict:
     }  # fmt: skip
 
 
-COLOURS = {"steps": "#0072B2", "log-probability": "#D55E00", "majority vote": "#009E73", "alphas": "#E69F00"}
+COLOURS = {
+    "steps": BY_METHOD["power"], "log-probability": BY_METHOD["best-of-N"],
+    "majority vote": BY_METHOD["majority"], "alphas": BY_METHOD["entropy cuts"],
+}  # fmt: skip
 LABELS = {
     "steps": "chains for p^4, N steps (number: N)", "alphas": "chains for p^α (number: α)",
     "log-probability": "best-of-N by log-probability", "majority vote": "majority vote of N",
@@ -92,7 +97,7 @@ def draw(result: dict):
                     axis.annotate(f"{float(n):g}", (a, b), (4, -12), textcoords="offset points", fontsize=8,
                                   color=COLOURS[series])  # fmt: skip
 
-    panels = [("accuracy", group, f"Accuracy, {group} problems") for group in ("all", *KINDS)]
+    panels: list[tuple] = [("accuracy", group, f"Accuracy, {group} problems") for group in ("all", *KINDS)]
     panels.append(("logp", None, "Mean log-probability of the answer given (nats)"))
     panels.append(("short", None, "Share of short answers, which show no steps"))
     for axis, (key, group, title) in zip(axes.flat, panels):

@@ -2,15 +2,16 @@
 
 One small world (three tokens, one of them the end, horizon 5, 63 records), α = 2, proposals at temperature 1/2. Lines
 are exact and come from the code: a step, of `reference/power_sampling.py` or of `tests/wrong_samplers.py`, is run along
-all its paths (`theory/exact_law.py`), which gives its kernel K; the law after a block is that of `extend` times K^N.
-They are the curves of `theory/blocked_chain.py` (tests/reference/test_wrong_samplers.py). Points are chains of
-`power_sample`: with A the records that the exact law after N steps has more often than p^α, TV = law(A) - p^α(A), so
-the share of chains that end in A, less p^α(A), estimates it without bias and has a binomial interval.
+all its paths (`theory/exact_law.py`), which gives its kernel K; the distribution after a block is that of `extend`
+times K^N. They are the curves of `theory/blocked_chain.py` (tests/reference/test_wrong_samplers.py). Points are chains
+of `power_sample`: with A the records that the exact distribution after N steps has more often than p^α, TV = law(A) -
+p^α(A), so the share of chains that end in A, less p^α(A), estimates it without bias and has a binomial interval.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -45,7 +46,7 @@ RETURNS = {"early_exit", "authors"}  # what has ended, after each block
 
 
 def matrix_of(rows: dict[Record, dict[Record, float]], columns: Iterable[Record]) -> np.ndarray:
-    """Laws by record as a matrix [rows, columns]."""
+    """Distributions by record as a matrix [rows, columns]."""
     at = {text: i for i, text in enumerate(columns)}
     matrix = np.zeros((len(rows), len(at)))
     for i, law in enumerate(rows.values()):
@@ -55,8 +56,10 @@ def matrix_of(rows: dict[Record, dict[Record, float]], columns: Iterable[Record]
 
 
 def law_after(blocks: list[tuple[list[Record], np.ndarray, np.ndarray]], steps: int) -> dict[Record, float]:
-    """The law of a sampler that makes so many steps in each block. A text that is not extended has been returned."""
-    total, texts, law = defaultdict[Record, float](float), [()], np.ones(1)
+    """The distribution of a sampler that makes so many steps in each block. A text that is not extended has been
+    returned."""
+    total, law = defaultdict[Record, float](float), np.ones(1)
+    texts: list[Record] = [()]
     for after, extension, kernel in blocks:
         for i in np.flatnonzero(extension.sum(1) == 0):
             total[texts[i]] += law[i]
@@ -74,7 +77,7 @@ def compute() -> dict:
     target = dict(zip(records, power_law(logp, ALPHA)))
 
     @cache
-    def moved(rule: str, cut: str, block: int, horizon: int, x: Record) -> dict[Record, float]:
+    def moved(rule: str, cut: str, block: int, horizon: int, x: Record) -> dict[Any, float]:
         """One step from x."""
         transition, config = WRONG.get(rule, step), PowerConfig(ALPHA, block=block, max_new_tokens=HORIZON, cut=cut)
         return exact_law(
@@ -82,16 +85,21 @@ def compute() -> dict:
         )
 
     @cache
-    def extended(horizon: int, x: Record) -> dict[Record, float]:
-        return exact_law(lambda chance: extend(model, PROMPT, x, horizon, 1 / ALPHA, stop_ids=STOPS, chance=chance))
+    def extended(horizon: int, x: Record) -> dict[Any, float]:
+        def draw(chance: Any) -> Record:
+            return extend(model, PROMPT, x, horizon, 1 / ALPHA, stop_ids=STOPS, chance=chance)
+
+        return exact_law(draw)
 
     @cache
     def blocks_of(block: int, rule: str, cut: str) -> list[tuple[list[Record], np.ndarray, np.ndarray]]:
-        """Of each block: its texts, the law of their extension from the texts before, the kernel of a step."""
-        blocks, before = [], [()]
+        """Of each block: its texts, the distribution of their extension from the texts before, the kernel of a step."""
+        blocks = []
+        before: list[Record] = [()]
         same = ("exact" if rule == "early_exit" else rule), cut, (block if rule == "nested" else HORIZON)
         for end in range(block, HORIZON + block, block):
-            extension, kernel = {}, {}
+            extension: dict[Record, dict[Record, float]] = {}
+            kernel: dict[Record, dict[Record, float]] = {}
             for x in before:
                 until = min(len(x) + block if rule == "authors" else end, HORIZON)
                 extension[x] = {} if rule in RETURNS and x and x[-1] in STOPS else extended(until, x)

@@ -1,9 +1,12 @@
-"""Which law of the cut wins, per decoded token: uniform on the horizon, or on the record with the length factor?
+"""Which distribution of the cut wins, per decoded token: uniform on the horizon, or on the record with the length
+factor?
 
 Both keep p^α. A cut behind a record's end is free, so steps are not the measure: for every world the exact TV to p^α
 after n steps is set against the exact expectation of tokens decoded until then (`theory/cost.py`), with the two savings
 off and on. 30 random worlds, one token of which ends the text with a chance between 0.05 and 0.6, and named ones.
 """
+
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,11 +20,12 @@ from toy.tabular import TabularLM, enumerate_law
 DEPENDS = ("theory/cost.py", "theory/suffix_mh.py", "theory/power.py", "toy/tabular.py", "figures/power_cuts.py")
 HORIZON, WORLDS, STEPS, ALPHAS = 5, 30, 1000, (2.0, 4.0)
 TOKENS = np.geomspace(1, 300, 40).round(2)
-CUTS, SAVINGS = ("horizon", "record"), (False, True)
+CUTS: tuple[Literal["horizon", "record"], ...] = ("horizon", "record")
+SAVINGS = (False, True)
 
 
 def random_world(seed: int) -> TabularLM:
-    """Dirichlet laws of 3 tokens, the first of which ends the text with a chance near the world's own."""
+    """Dirichlet distributions of 3 tokens, the first of which ends the text with a chance near the world's own."""
     model, end = TabularLM.random(3, HORIZON, seed=seed), np.random.default_rng(seed).uniform(0.05, 0.6)
     table = model.logits.double().exp().numpy()
     chance = np.clip(3 * end * table[:, :1], 0.01, 0.95)
@@ -30,7 +34,7 @@ def random_world(seed: int) -> TabularLM:
 
 
 def curves(model: TabularLM, alpha: float) -> dict:
-    """TV at TOKENS, per law of the cut and savings."""
+    """TV at TOKENS, per distribution of the cut and savings."""
     texts = Setting(horizon=HORIZON, alpha=alpha).texts(enumerate_law(model, [1], HORIZON, [0])[2])
     states = texts.only(texts.are_records(HORIZON), HORIZON)
     target, result = power_law(states.logp.sum(1), alpha), {}
@@ -111,5 +115,5 @@ def draw(result: dict):
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
                   title=f"lines: median, bands: 80 % of {result['worlds']} worlds")  # fmt: skip
-    figure.suptitle("Two exact laws of the cut, compared by decoded tokens (all curves exact)")
+    figure.suptitle("Two exact distributions of the cut, compared by decoded tokens (all curves exact)")
     return figure

@@ -1,12 +1,13 @@
 """pass@k on the relay task: is one of k responses right? From the model, at temperature 1/4, and from chains for p^4.
 
 The unbiased estimate from n = 64 responses of each problem (`reference/evaluation/statistics.py`); bands are bootstrap
-intervals over problems. A law that is sharper gives better single responses and fewer different ones.
+intervals over problems. A distribution that is sharper gives better single responses and fewer different ones.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 
+from figures._style import BY_METHOD
 from figures.demo import CHECKPOINT, HORIZON, KINDS, World
 from reference.evaluation.statistics import accuracy, pass_at_k
 from reference.power_sampling import PowerConfig, power_sample
@@ -45,8 +46,9 @@ def compute() -> dict:
 
 
 LAWS = {
-    "model": ("the model, temperature 1", "#777777", "^"), "temperature": ("temperature 1/4", "#D55E00", "s"),
-    "power": ("chains for p^4, {steps} steps", "#0072B2", "o"),
+    "model": ("the model, temperature 1", BY_METHOD["one response"], "^"),
+    "temperature": ("temperature 1/4", BY_METHOD["low temperature"], "s"),
+    "power": ("chains for p^4, {steps} steps", BY_METHOD["power"], "o"),
 }  # fmt: skip
 
 
@@ -65,6 +67,6 @@ def draw(result: dict):
     axes[0].set_ylabel("pass@k (95 % interval over problems)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(
-        "pass@k: where the likeliest response is right, sharper laws are right sooner; their tries differ less"
+        "pass@k: where the likeliest response is right, sharper distributions are right sooner; their tries differ less"
     )
     return figure

@@ -6,10 +6,13 @@ p^α prefers the pivotal token iff ε > ε′ / N^(1−1/α), low temperature if
 draws by `power_sample` and by `generate` at temperature 1/α on the tree.
 """
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.special import expit
 
+from figures._style import BY_METHOD, GREY
 from reference.evaluation.statistics import accuracy
 from reference.power_sampling import PowerConfig, power_sample
 from reference.sampling import generate
@@ -39,8 +42,9 @@ def tree(epsilon: float, futures: int) -> TabularLM:
 
 def measure(epsilon: float, futures: int, alpha: float) -> dict:
     """How often the first token is the pivotal one, with 95 % intervals; the chain has taken so many steps that its
-    exact law is within TV 0.005 of p^α."""
-    model, common = tree(epsilon, futures), {"stop_ids": (), "samples_per_prompt": DRAWS, "seed": SEED}
+    exact distribution is within TV 0.005 of p^α."""
+    model = tree(epsilon, futures)
+    common: dict[str, Any] = {"stop_ids": (), "samples_per_prompt": DRAWS, "seed": SEED}
     exact = chain(enumerate_law(model, [0], 2, ())[2], horizon=2, alpha=alpha)
     steps = int((tv_curve(exact.initial, exact.kernel, exact.target, MOST) > 0.005).sum())
     config = PowerConfig(alpha, block=2, steps=steps, max_new_tokens=2)
@@ -60,8 +64,8 @@ def compute() -> dict:
     }  # fmt: skip
 
 
-POWER, COLD, GREY = "#0072B2", "#D55E00", "#777777"  # Okabe-Ito
-SHADES = {4: "#56B4E9", 16: "#0072B2"}
+POWER, COLD = BY_METHOD["power"], BY_METHOD["low temperature"]
+SHADES = {4: BY_METHOD["prefetch"], 16: POWER}
 
 
 def points(axis, rows: dict, law: str, colour: str, label: str | None = None):
@@ -111,7 +115,7 @@ def draw(result: dict):
     middle.axhline(0.5, color=GREY, linewidth=0.8)
     middle.axvline(crossing, color=GREY, linestyle=":")
     middle.text(crossing + 0.1, 0.03, f"α = {crossing:.2f}: ε = ε′ / N^(1−1/α)", color="#444444", fontsize=9)
-    middle.set(title="The two laws part ways as α grows", xlabel="α", xlim=(0.8, 8.3))
+    middle.set(title="The two distributions part ways as α grows", xlabel="α", xlim=(0.8, 8.3))
     middle.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=9, frameon=False)
 
     grid = np.linspace(0.02, 0.8, 200)

@@ -8,7 +8,8 @@
 
 There TV to p^α is measured: with A the records that a first half of the draws has more often than p^α, the share of
 the second half in A, less p^α(A), never overestimates TV on average and has a binomial interval. Where theory has the
-output's law, its exact TV is drawn as a line. Then the toy model and its relay problems, where p^α itself is unknown.
+output's distribution, its exact TV is drawn as a line. Then the toy model and its relay problems, where p^α itself is
+unknown.
 
 Decoded tokens are per answer, all that were spent on it. Sequential tokens are those of them that wait for each other:
 what an answer takes if every row that could be decoded side by side is.
@@ -16,11 +17,13 @@ what an answer takes if every row that could be decoded side by side is.
 
 from collections.abc import Callable, Iterator
 from itertools import islice, product
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from figures._style import BY_METHOD, GREY, tidy
 from figures.demo import CHECKPOINT, HORIZON, World, rewards
 from figures.power_accuracy import interval
 from reference.best_of_n import select
@@ -79,8 +82,8 @@ def chunk(horizon: int) -> int:
 
 def sampler(method: str, size: int, horizon: int, candidates: int | None) -> Draw:
     """A method with its setting, the number that SETTINGS varies."""
-    chain_of = {"block": horizon, "steps": size, "horizon": horizon}
-    configs = {
+    chain_of: dict[str, Any] = {"block": horizon, "steps": size, "max_new_tokens": horizon}
+    configs: dict[str, tuple[Callable[..., Any], Any]] = {
         "power": (power_sample, PowerConfig(ALPHA, **chain_of)),
         "entropy": (power_sample, PowerConfig(ALPHA, **chain_of, cut="entropy")),
         "prefetch": (power_sample, PowerConfig(ALPHA, **chain_of, prefetch=AHEAD)),
@@ -88,7 +91,7 @@ def sampler(method: str, size: int, horizon: int, candidates: int | None) -> Dra
         "tempering": (parallel_tempering, TemperingConfig(ALPHA, **chain_of, rungs=RUNGS)),
         "smc": (power_smc, SMCConfig(ALPHA, particles=size, max_new_tokens=horizon)),
     }
-    chunked = {"horizon": horizon, "chunk": chunk(horizon), "candidates": size, "rollouts": 1}
+    chunked: dict[str, Any] = {"max_new_tokens": horizon, "chunk": chunk(horizon), "candidates": size, "rollouts": 1}
     configs["chunks"] = (lookahead, LookaheadConfig(ALPHA, **chunked, rollout_law="g", chunk_law="g"))
     configs["published"] = (lookahead, LookaheadConfig(ALPHA, **chunked, weight="published"))
     for law in "pg":
@@ -109,7 +112,7 @@ def sampler(method: str, size: int, horizon: int, candidates: int | None) -> Dra
 
 def of_two_tokens(first: float, law: Callable[[tuple[int, ...]], float], horizon: int) -> TabularLM:
     """Texts of tokens 1 and 2 that never end: `first` and law(text) are the chances of token 1."""
-    laws = {(1,): [0, first, 1 - first]}
+    laws: dict[tuple[int, ...], list[float]] = {(1,): [0, first, 1 - first]}
     for n in range(1, horizon):
         laws |= {(1, *text): [0, law(text), 1 - law(text)] for text in product((1, 2), repeat=n)}
     return TabularLM.tree(laws, 3)
@@ -141,9 +144,9 @@ def distance(samples: Samples, target: dict[tuple[int, ...], float]) -> tuple[fl
 
 
 def exact(conditionals: Conditionals, logp: np.ndarray, horizon: int) -> dict[str, dict[int, float]]:
-    """TV of the output's law where theory has it, per method and setting. (Look-ahead: the plug-in's; SMC of two
-    particles never resamples at κ = 1/2, so it is one of two draws picked by weight.)"""
-    setting = {"horizon": horizon, "alpha": ALPHA}
+    """TV of the output's distribution where theory has it, per method and setting. (Look-ahead: the plug-in's; SMC of
+    two particles never resamples at κ = 1/2, so it is one of two draws picked by weight.)"""
+    setting: dict[str, Any] = {"horizon": horizon, "alpha": ALPHA}
     one = chain(conditionals, **setting, cut="record")
     several = chain(conditionals, **setting, cut="record", tries=TRIES)
     unsure = chain(conditionals, **setting, cut=EntropyCut())
@@ -159,8 +162,8 @@ def exact(conditionals: Conditionals, logp: np.ndarray, horizon: int) -> dict[st
     alphas = TemperingConfig(ALPHA, rungs=RUNGS).alphas
     joints = rounds(rungs(conditionals, alphas, horizon=horizon, cut="record"), logp, alphas)
     steps = SETTINGS["tempering"][0]
-    curve = [total_variation(marginal(joint, -1), target) for joint in islice(joints, max(steps) + 1)]
-    found["tempering"] = {n: curve[n] for n in steps}
+    far = [total_variation(marginal(joint, -1), target) for joint in islice(joints, max(steps) + 1)]
+    found["tempering"] = {n: far[n] for n in steps}
     for law in "pg":
         found[f"lookahead {law}"] = {}
         for n in SETTINGS[f"lookahead {law}"][0]:
@@ -207,10 +210,7 @@ def spent(drawn: Generation) -> dict:
 
 def judge(world: World, samples: Samples) -> dict:
     """samples [problems, 1]."""
-    return {
-        "accuracy": accuracy(world.right(samples)[:, 0]),
-        "logp": interval(samples.total_logp()[:, 0].numpy()),
-    }
+    return {"accuracy": accuracy(world.right(samples)[:, 0]), "logp": interval(samples.total_logp()[:, 0].numpy())}
 
 
 def independent(world: World) -> Iterator[tuple[str, dict]]:
@@ -254,20 +254,43 @@ def compute() -> dict:
 # --- What is shown ---------------------------------------------------------------------------------------------------
 
 NAMES = {  # method -> (name, colour, marker)
-    "low temperature": ("low temperature, 1/α", "#000000", "*"),
-    "power": ("power sampling", "#0072B2", "o"),
-    "entropy": ("power sampling, entropy cuts", "#17A5A5", "h"),
-    "prefetch": (f"power sampling, prefetch {AHEAD}", "#56B4E9", "o"),
-    "tries": (f"multiple try, {TRIES} tries", "#009E73", "s"),
-    "tempering": (f"parallel tempering, {RUNGS} rungs", "#E69F00", "D"),
-    "smc": ("power SMC", "#D55E00", "^"),
-    "lookahead p": ("look-ahead, rollouts from p", "#CC79A7", "v"),
-    "lookahead g": ("look-ahead, rollouts from g", "#7B3294", "v"),
-    "chunks": ("look-ahead by chunks from g", "#8C6D31", "P"),
-    "published": ("chunks, published weight", "#E7BA52", "P"),
-    "log-probability": ("best-of-N by log-probability", "#555555", "X"),
-    "majority vote": ("majority vote of N", "#AAAAAA", "X"),
+    "low temperature": ("low temperature, 1/α", BY_METHOD["low temperature"], "*"),
+    "power": ("power sampling", BY_METHOD["power"], "o"),
+    "entropy": ("power sampling, entropy cuts", BY_METHOD["entropy cuts"], "h"),
+    "prefetch": (f"power sampling, prefetch {AHEAD}", BY_METHOD["prefetch"], "o"),
+    "tries": (f"multiple try, {TRIES} tries", BY_METHOD["multiple try"], "s"),
+    "tempering": (f"parallel tempering, {RUNGS} rungs", BY_METHOD["tempering"], "D"),
+    "smc": ("power SMC", BY_METHOD["smc"], "^"),
+    "lookahead p": ("look-ahead, rollouts from p", BY_METHOD["lookahead p"], "v"),
+    "lookahead g": ("look-ahead, rollouts from g", BY_METHOD["lookahead"], "v"),
+    "chunks": ("look-ahead by chunks from g", BY_METHOD["chunks"], "P"),
+    "published": ("chunks, published weight", BY_METHOD["chunks, published"], "P"),
+    "log-probability": ("best-of-N by log-probability", BY_METHOD["best-of-N"], "X"),
+    "majority vote": ("majority vote of N", BY_METHOD["majority"], "X"),
 }
+BOTH = ("decoded", "sequential")
+PICTURES = {  # the rest of its name -> (methods, panels, a row for each of these budgets, title)
+    "": (
+        ("low temperature", "power", "tempering", "smc", "lookahead g", "log-probability"),
+        ("multimodal", "lengths", "accuracy"), ("decoded",), "How near to p^4, for how many tokens",
+    ),
+    "waiting": (
+        ("low temperature", "power", "tempering", "smc", "lookahead g", "log-probability"),
+        ("multimodal", "lengths", "accuracy"), ("sequential",), "How near to p^4, for how long a wait",
+    ),
+    "chains": (
+        ("low temperature", "power", "entropy", "prefetch", "tries", "tempering"),
+        ("multimodal", "lengths", "accuracy"), BOTH, "Samplers of p^4 that are chains",
+    ),
+    "lookahead": (
+        ("low temperature", "power", "lookahead p", "lookahead g", "chunks", "published"),
+        ("easy", "multimodal", "lengths", "accuracy"), BOTH, "Samplers of p^4 that look ahead, beside power sampling",
+    ),
+    "logp": (
+        ("low temperature", "power", "tempering", "smc", "log-probability", "majority vote"),
+        ("logp",), BOTH, "The toy model: log-probability of the answer given",
+    ),
+}  # fmt: skip
 WORLDS = ("easy", "multimodal", "lengths")
 BUDGETS = (("decoded", 8), ("decoded", 40), ("sequential", 4))  # in responses of the model at temperature 1
 
@@ -317,42 +340,60 @@ LESSONS = """*: the best of its column, or its interval overlaps the best one's 
 Each method at its greatest setting within the budget; a response is the model's own at temperature 1."""
 
 
-def draw(result: dict):
-    figure, axes = plt.subplots(2, 5, figsize=(19, 8.4), sharey="col", layout="constrained")
-    places = [(result["worlds"][name], "tv", name) for name in WORLDS]
-    places += [(result["toy"], "accuracy", "toy model, accuracy"), (result["toy"], "logp", "toy model, mean log p")]
-    for row, axis_name in zip(axes, ("decoded", "sequential")):
-        for axis, (place, key, title) in zip(row, places):
-            for method, rows in place["methods"].items():
-                _, colour, marker = NAMES[method]
-                x = [found[axis_name] for found in rows.values()]
-                mean, low, high = np.array([found[key] for found in rows.values()]).T
-                line = "-" if key != "tv" else ":" if method == "smc" else "none"
-                points = axis.errorbar(
-                    x, mean, (mean - low, high - mean), fmt=marker, linestyle=line, color=colour, capsize=2,
-                    markersize=10 if marker == "*" else 5, elinewidth=0.8, linewidth=1.2,
-                )  # fmt: skip
-                for part in (*points[1], *points[2]):
-                    part.set_alpha(0.45)
-                exact_at = [(a, found["exact"]) for a, found in zip(x, rows.values()) if "exact" in found]
-                if key == "tv" and len(exact_at) > 1:
-                    style = "--" if method.startswith("lookahead") else "-"
-                    axis.plot(*zip(*exact_at), style, color=colour, linewidth=1.3)
-            axis.set(xscale="log", title=title)
-            axis.set_xlabel(f"{axis_name} tokens per answer")
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
+TITLES = {
+    "easy": "World 'easy': futures are alike", "multimodal": "World 'multimodal': two likely texts",
+    "lengths": "World 'lengths': a guess, or a long text", "accuracy": "Toy model", "logp": "Toy model",
+}  # fmt: skip
+
+
+def draw(result: dict) -> dict:
+    return {name: picture(result, *how) for name, how in PICTURES.items()}
+
+
+def picture(result: dict, methods: tuple[str, ...], panels: tuple[str, ...], budgets: tuple[str, ...], title: str):
+    """A panel for each world and budget."""
+    rows, columns = (1, len(budgets)) if len(panels) == 1 else (len(budgets), len(panels))
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.7 * columns, 3.4 * rows + 1.4), squeeze=False, layout="constrained"
+    )
+    for i, budget in enumerate(budgets):
+        for axis, panel in zip(axes.flat[i * len(panels) :], panels):
+            place, key = (result["worlds"][panel], "tv") if panel in WORLDS else (result["toy"], panel)
+            for method in methods:
+                points(axis, place["methods"].get(method, {}), method, key, budget)
+            axis.set(xscale="log", title=TITLES[panel])
+            axis.set_xlabel({"decoded": "decoded tokens per answer",
+                             "sequential": "tokens that wait for each other, per answer"}[budget])  # fmt: skip
+            axis.set_ylabel({"tv": f"total variation distance to p^{result['alpha']:g}", "accuracy": "accuracy",
+                             "logp": "mean log p of the answer (nats)"}[key])  # fmt: skip
+            tidy(axis)
             if key == "tv":
-                axis.axhline(0, color="#777777", linewidth=0.8)
+                axis.axhline(0, color=GREY, linewidth=0.8)
                 axis.set_ylim(-0.05, 0.5)
             elif key == "logp":
                 axis.set_ylim(-3.6, None)
-    for row in axes:
-        row[0].set_ylabel(f"total variation distance to p^{result['alpha']:g}")
-    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="-", label=name) for name, c, m in NAMES.values()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
-    figure.suptitle(
-        "Samplers of p^4 on three enumerable worlds and the toy model (points: measured, 95 % intervals; lines in the "
-        "worlds: exact, of look-ahead without its jackknife; dotted: no exact law)"
-    )
+    named = [NAMES[method] for method in methods]
+    handles = [plt.Line2D([], [], color=c, marker=m, linestyle="-", label=name) for name, c, m in named]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    notes = "lines in the worlds: exact, dashed: without the jackknife, dotted: nothing exact; points: measured, 95 %"
+    figure.suptitle(f"{title}\n({notes})" if len(panels) > 1 else f"{title} (95 % intervals)", fontsize=12)
     return figure
+
+
+def points(axis, rows: dict, method: str, key: str, budget: str) -> None:
+    """A method's settings, and its exact distribution where theory has it."""
+    if not (rows := {size: row for size, row in rows.items() if key in row}):
+        return
+    _, colour, marker = NAMES[method]
+    x = [found[budget] for found in rows.values()]
+    mean, low, high = np.array([found[key] for found in rows.values()]).T
+    line = "-" if key != "tv" else ":" if method == "smc" else "none"
+    drawn = axis.errorbar(
+        x, mean, (mean - low, high - mean), fmt=marker, linestyle=line, color=colour, capsize=2,
+        markersize=12 if marker == "*" else 5, elinewidth=0.8, linewidth=1.2, zorder=3 if marker == "*" else 2,
+    )  # fmt: skip
+    for part in (*drawn[1], *drawn[2]):
+        part.set_alpha(0.45)
+    exact_at = [(a, found["exact"]) for a, found in zip(x, rows.values()) if "exact" in found]
+    if key == "tv" and len(exact_at) > 1:
+        axis.plot(*zip(*exact_at), "--" if method.startswith("lookahead") else "-", color=colour, linewidth=1.3)

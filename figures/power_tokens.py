@@ -1,10 +1,14 @@
 """Tokens decoded per token returned: counted, exactly expected, and by the paper's formula N T/(4B) (Eq. 12).
 
 left    records of one length T = 64, no savings: T + N Σ (h_k + 1)/2 against the paper, over the block
-middle  records whose lengths vary, a one-letter model with a gamma law of lengths of mean 24, horizon 96, blocks of
-        24, α = 1 (so that the law of lengths stays the model's): the more they vary, the more tokens (E[T²] counts)
+middle  records whose lengths vary, a one-letter model with a gamma distribution of lengths of mean 24, horizon 96,
+blocks of
+        24, α = 1 (so that the distribution of lengths stays the model's): the more they vary, the more tokens (E[T²]
+        counts)
 right   the relay model, α = 1, 2, 4, one block: what is left of the tokens with each of the two exact savings
 """
+
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -47,8 +51,8 @@ def count(model, prompts, config: PowerConfig, savings: str, stop_ids, keys=None
 
 
 def lengths_world(spread: float) -> tuple[TabularLM, dict]:
-    """One letter and the end: a record is its length, whose law is a gamma with this coefficient of variation. The
-    model, and its conditionals after each prefix."""
+    """One letter and the end: a record is its length, whose distribution is a gamma with this coefficient of variation.
+    The model, and its conditionals after each prefix."""
     edges = gamma.cdf(np.arange(LONGEST + 1), 1 / spread**2, scale=MEAN * spread**2)
     end = np.clip(np.diff(edges) / np.maximum(1 - edges[:-1], 1e-12), 1e-12, 1 - 1e-12)
     laws = np.stack((end, 1 - end), 1)
@@ -80,7 +84,8 @@ def compute() -> dict:
             )  # fmt: skip
             varied[savings][spread] = {"measured": [x / MEAN for x in measured], "exact": exact / MEAN}
     text_model = TextModel.from_pretrained(CHECKPOINT)
-    world, toy = World(text_model, make_problems(PROBLEMS, seed=SEED + 1000)), {}
+    world = World(text_model, make_problems(PROBLEMS, seed=SEED + 1000))
+    toy: dict[float, dict[str, Any]] = {}
     for alpha in ALPHAS:
         config = PowerConfig(alpha, block=HORIZON, steps=TOY_STEPS, max_new_tokens=HORIZON)
         toy[alpha] = {}
@@ -118,10 +123,10 @@ def draw(result: dict):
     left.set(title=f"Every record {result['length']} tokens long", xlabel="B, tokens per block")
 
     for (savings, found), colour in zip(result["varied"].items(), (BLUE, GREEN)):
-        x = [float(spread) for spread in found]
-        middle.plot(x, [row["exact"] for row in found.values()], color=colour, label=f"exact, {savings}"
+        spreads = [float(spread) for spread in found]
+        middle.plot(spreads, [row["exact"] for row in found.values()], color=colour, label=f"exact, {savings}"
                     if savings != "off" else "exact, savings off")  # fmt: skip
-        points(middle, x, [row["measured"] for row in found.values()], colour, "counted")
+        points(middle, spreads, [row["measured"] for row in found.values()], colour, "counted")
     middle.axhline(result["paper"], linestyle="--", color=RED, label="paper, at the mean length")
     middle.set(title=f"Lengths vary about a mean of {result['mean']}, B = {result['block']}", ylim=(0, None),
                xlabel="coefficient of variation of the length")  # fmt: skip

@@ -6,11 +6,13 @@ is one draft.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from figures import _refinement as R
+from figures._style import BY_METHOD, tidy
 from reference.parallel_distill_refine import PDRConfig, Refinement, parallel_distill_refine
 from reference.sequential_refinement import draws_for, independent_drafts, sequential_refinement
 from toy import relay
@@ -27,7 +29,7 @@ def compute(problems: int = PROBLEMS, more: int = MORE) -> dict:
     sizes = {}
     for world in R.worlds(problems):
         speaker, questions = world.speaker, world.questions
-        settings = {"seed": world.seed}
+        settings: dict[str, Any] = {"seed": world.seed}
 
         def keep(name: str, result: Refinement, world=world) -> Refinement:
             found.setdefault(name, []).append((world, result))
@@ -116,23 +118,34 @@ def table(result: dict) -> str:
 
 
 FAMILIES = {  # label -> (beginning of the names, colour, marker)
-    "single pass": ("single", "#000000", "X"),
-    "sequential refinement": ("sequential, ", "#009E73", "s"),
-    "... with error analysis": ("sequential with", "#009E73", "P"),
-    "parallel-distill-refine, summary": ("summary", "#0072B2", "o"),
-    "... chosen drafts": ("shared-top-k", "#56B4E9", "^"),
-    "... chosen by each draft": ("per-sample", "#56B4E9", "v"),
-    "... drafts at random": ("random-k", "#999999", "d"),
-    "... consensus, no verification": ("consensus", "#CC3377", "o"),
-    "majority": ("majority,", "#D55E00", "p"),
-    "best-of-N by log-probability": ("log-prob", "#E69F00", "p"),
+    "single pass": ("single", BY_METHOD["one response"], "X"),
+    "sequential refinement": ("sequential, ", BY_METHOD["sequential"], "s"),
+    "parallel-distill-refine": ("summary", BY_METHOD["pdr"], "o"),
+    "... consensus, no verification": ("consensus", BY_METHOD["consensus"], "D"),
+    "majority": ("majority,", BY_METHOD["majority"], "p"),
+    "best-of-N by log-probability": ("log-prob", BY_METHOD["best-of-N"], "^"),
+}
+WORKSPACES = {
+    "parallel-distill-refine: reports": ("summary", BY_METHOD["pdr"], "o"),
+    "... on chosen drafts": ("shared-top-k", BY_METHOD["pdr, chosen"], "^"),
+    "... chosen for each call": ("per-sample", BY_METHOD["pdr, each its own"], "v"),
+    "... on drafts at random": ("random-k", BY_METHOD["pdr, random"], "d"),
+    "sequential refinement: the draft": ("sequential, ", BY_METHOD["sequential"], "s"),
+    "... with error analysis": ("sequential with", BY_METHOD["analysis"], "P"),
 }
 
 
-def draw(result: dict):
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), sharey=True, layout="constrained")
-    for axis, budget, note in zip(axes, ("B_seq", "B_total"), ("waited for", "paid for")):
-        for label, (start, colour, marker) in FAMILIES.items():
+def draw(result: dict) -> dict:
+    return {
+        "": panels(result, FAMILIES, "Refinement against voting on the relay task, by both budgets"),
+        "workspaces": panels(result, WORKSPACES, "What the refiner is given, and what it makes of it"),
+    }
+
+
+def panels(result: dict, families: dict, title: str):
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
+    for axis, budget, note in zip(axes, ("B_seq", "B_total"), ("that wait for each other", "paid for")):
+        for label, (start, colour, marker) in families.items():
             rows = [row for name, row in result["rows"].items() if name.startswith(start)]
             mean, low, high = np.array([row["accuracy"]["all"] for row in rows]).T
             x = [row[budget] for row in rows]
@@ -141,9 +154,8 @@ def draw(result: dict):
         axis.set(xscale="log", xlabel=f"{budget}: tokens {note}, per problem", ylim=(0, 1.02))
         axis.set_xticks(*[(25, 50, 100, 200, 400, 800, 1600)] * 2)
         axis.minorticks_off()
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     axes[0].set_ylabel("accuracy (95 % interval)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    figure.suptitle("Refinement against voting on the relay task, by both budgets")
+    figure.suptitle(title)
     return figure

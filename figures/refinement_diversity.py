@@ -8,6 +8,7 @@ workspace has read only one of the four drafts.
 """
 
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import matplotlib.pyplot as plt
@@ -19,8 +20,9 @@ from theory.refinement import intraclass_correlation, operator
 
 DEPENDS = (*R.DEPENDS, "figures/refinement_diversity.py")
 PROBLEMS, M, ROUNDS = 200, 4, 4
-VARIANTS = {"shared": {"distiller": "summary"}, "per-sample": {"distiller": "random-k", "k": M}}
-MUTANTS = {"one for all": VARIANTS["per-sample"], "one draft each": {"distiller": "random-k", "k": 1}}
+Settings = dict[str, dict[str, Any]]
+VARIANTS: Settings = {"shared": {"distiller": "summary"}, "per-sample": {"distiller": "random-k", "k": M}}
+MUTANTS: Settings = {"one for all": VARIANTS["per-sample"], "one draft each": {"distiller": "random-k", "k": 1}}
 
 
 def compute(problems: int = PROBLEMS) -> dict:

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from figures import _refinement as R
+from figures._style import BY_METHOD
 from reference.parallel_distill_refine import parallel_distill_refine
 from reference.sequential_refinement import draws_for, independent_drafts
 from toy.pretrain import CHECKPOINT
@@ -56,8 +57,9 @@ def measure(folder: Path, problems: int) -> dict:
 
 
 ROWS = {  # name -> colour
-    "single pass": "#000000", "majority of 4": "#F0B97D", "majority, tokens of (4, 1)": "#E69F00",
-    "majority, tokens of (4, 4, 1)": "#D55E00", "(4, 1)": "#56B4E9", "(4, 4, 1)": "#0072B2",
+    "single pass": BY_METHOD["one response"], "majority of 4": "#EBCDDD",
+    "majority, tokens of (4, 1)": BY_METHOD["majority"], "majority, tokens of (4, 4, 1)": "#9A4D78",
+    "(4, 1)": BY_METHOD["pdr, chosen"], "(4, 4, 1)": BY_METHOD["pdr"],
 }  # fmt: skip
 
 

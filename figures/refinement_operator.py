@@ -11,11 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from figures import _refinement as R
+from figures._style import GREY, LIGHT, tidy
 from reference.evaluation.statistics import accuracy
 from reference.parallel_distill_refine import draft, parallel_distill_refine
 from reference.sequential_refinement import sequential_refinement
 from reference.text.ledger import Ledger
-from theory.refinement import class_mix, fixed_points, operator, orbit, pooled, sequential
+from theory.refinement import class_mix, fixed_points, operator, pooled, sequential
 
 DEPENDS = (*R.DEPENDS, "figures/refinement_operator.py")
 PROBLEMS, REPEATS, M = 400, 6, 4  # problems for each seed, and how often each is drafted and refined
@@ -23,7 +24,8 @@ PROBLEMS, REPEATS, M = 400, 6, 4  # problems for each seed, and how often each i
 
 def measure(world: R.World, seed: int) -> dict[str, np.ndarray]:
     """Of each problem, REPEATS times: right drafts j, right answer, and a chain of sequential refinement."""
-    questions, out = world.questions, {"j": [], "refined": [], "chain": []}
+    questions = world.questions
+    out: dict[str, list[np.ndarray]] = {"j": [], "refined": [], "chain": []}
     for repeat in range(REPEATS):
         result = parallel_distill_refine(world.speaker, questions, R.CONFIG, seed=1000 * seed + repeat)
         out["j"].append(world.right(result.rounds[0]).sum(1))
@@ -91,47 +93,59 @@ def response_curve(j: np.ndarray, refined: np.ndarray) -> list[list[float]]:
     return g
 
 
-def draw(result: dict):
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+def draw(result: dict) -> dict:
+    return {"": draw_operator(result), "chain": draw_chain(result)}
+
+
+def draw_operator(result: dict):
+    """One step of parallel-distill-refine as a map of the share of right drafts."""
+    figure, (curve, maps) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     grid = np.linspace(0, 1, 200)
     for kind, each in result["classes"].items():
         colour, (mean, low, high) = R.COLOURS[kind], np.array(each["g"]).T
         seen = high - low < 1
-        axes[0].errorbar(
-            np.arange(M + 1)[seen],
-            mean[seen],
-            np.stack((mean - low, high - mean))[:, seen],
-            fmt="o-",
-            color=colour,
-            capsize=3,
-            label=kind,
-        )
-        axes[1].plot(grid, operator(grid, mean), color=colour)
+        curve.errorbar(
+            np.arange(M + 1)[seen], mean[seen], np.stack((mean - low, high - mean))[:, seen], fmt="o-", color=colour,
+            capsize=3, label=kind,
+        )  # fmt: skip
+        maps.plot(grid, operator(grid, mean), color=colour, label=kind)
         out, low_out, high_out = each["held out"]
-        axes[1].errorbar([each["p"]], [out], [[out - low_out], [high_out - out]], fmt="o", color=colour, capsize=3)
-        path = orbit(each["p"], mean, 3)
-        steps = np.repeat(path, 2)
-        axes[1].plot(steps[:-1], steps[1:], ":", color=colour, linewidth=1)
+        maps.errorbar([each["p"]], [out], [[out - low_out], [high_out - out]], fmt="o", color=colour, capsize=3)
         for point, slope in fixed_points(mean):
-            axes[1].plot(point, point, "D", color=colour if abs(slope) < 1 else "white", markeredgecolor=colour)
-        rounds = np.arange(len(each["chain"]))
-        axes[2].plot(rounds, sequential(each["chain"][0], *each["first"], len(rounds) - 1), "--", color=colour)
-        axes[2].plot(rounds[1:], sequential(each["chain"][1], *each["later"], len(rounds) - 2), "-", color=colour)
-        axes[2].plot(rounds, each["chain"], "o", color=colour)
-        a, b = each["later"]
-        axes[2].axhline(a / (a + b), color=colour, linestyle=":", linewidth=1)
-    axes[1].plot(grid, grid, color="#999999", linewidth=0.8)
-    axes[0].set(title="Response curve", xlabel="right drafts j of 4", ylabel="g(j): refined answer is right")
-    axes[0].legend()
-    axes[1].set(title="Operator, orbits, fixed points", xlabel="p: a draft is right", ylabel="f(p) (points: held out)")
-    axes[2].set(title="Sequential refinement", xlabel="rounds", ylabel="accuracy (held out)")
-    for style, label in (("--", "law from round 0"), ("-", "law from round 1"), (":", "its plateau")):
-        axes[2].plot([], [], style, color="#777777", label=label)
-    axes[2].legend()
-    axes[0].set_xticks(range(M + 1))
-    axes[2].set_xticks(rounds)
-    for axis in axes:
+            maps.plot(
+                point, point, "D", color=colour if abs(slope) < 1 else "white", markeredgecolor=colour, markersize=8
+            )
+    maps.plot(grid, grid, color=LIGHT, linewidth=0.8)
+    maps.plot([], [], "o", color=GREY, label="measured on other problems (95 %)")
+    maps.plot([], [], "D", color=GREY, label="fixed point, to which repeating it leads")
+    curve.set(title="What the refiner makes of its drafts", xlabel=f"right ones among the {M} drafts",
+              ylabel="the refined answer is right (95 %)", xticks=range(M + 1))  # fmt: skip
+    maps.set(title="So what a round makes of the share of right drafts", xlabel="share of right drafts before a round",
+             ylabel="share of right answers after it")  # fmt: skip
+    for axis in (curve, maps):
         axis.set_ylim(-0.02, 1.02)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=9, loc="lower right")
+        tidy(axis)
+    return figure
+
+
+def draw_chain(result: dict):
+    """Sequential refinement: a chain of two states, right and wrong."""
+    figure, axis = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    for kind, each in result["classes"].items():
+        colour, (fix, broken) = R.COLOURS[kind], each["later"]
+        rounds = np.arange(len(each["chain"]))
+        first = sequential(each["chain"][0], each["first"][0], each["first"][1], len(rounds) - 1)
+        later = sequential(each["chain"][1], fix, broken, len(rounds) - 2)
+        axis.plot(rounds, first, "--", color=colour)
+        axis.plot(rounds[1:], later, "-", color=colour)
+        axis.plot(rounds, each["chain"], "o", color=colour, label=kind)
+        axis.axhline(fix / (fix + broken), color=colour, linestyle=":", linewidth=1)
+    for style, label in (("--", "by the rates of the first revision"), ("-", "by the rates of later ones"),
+                         (":", "where those lead: fix / (fix + break)")):  # fmt: skip
+        axis.plot([], [], style, color=GREY, label=label)
+    axis.set(title="Sequential refinement (points: other problems)", xlabel="revisions", ylabel="accuracy",
+             ylim=(-0.02, 1.02), xticks=rounds)  # fmt: skip
+    axis.legend(fontsize=9, ncols=2, loc="upper center")
+    tidy(axis)
     return figure

@@ -12,6 +12,7 @@ alone. Beside it in the results, g(j) on these drafts.
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,7 +32,7 @@ DEPENDS = (
 PROBLEMS, SEEN, ROUNDS, EVERY = 300, 2000, 24, 6  # problems for each seed; those to learn from; rounds
 CONFIG = OperatorConfig(ROUNDS, prompts=16, group=16, pdr=R.CONFIG)
 FIT = FitConfig(batch=128, rate=3e-4, schedule="constant", weight_decay=0.0, clip=1.0)  # two updates a round
-ARMS = {
+ARMS: dict[str, dict[str, Any]] = {
     "ordinary": {"kinds": ("trace",)},
     "operator, refiner": {"kinds": KINDS, "carries": "answer"},
     "operator, all calls": {"kinds": KINDS, "carries": "all"},

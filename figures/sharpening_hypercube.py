@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from figures._style import BY_METHOD
 from reference.best_of_n import best_of_n
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo_rounds
 from reference.sft_sharpening import Descend
@@ -66,6 +67,7 @@ def first_hits(d: int, runs: int) -> list[int]:
     pool = best_of_n(
         base, [[0]] * runs, n=math.ceil(6 * ex.hypercube_coverage(d)), max_new_tokens=d, stop_ids=[], slots=2048, seed=d
     ).pool
+    assert pool is not None
     hit = (pool.tokens == (base.theta > 0)).all(-1)
     return [int(row.nonzero()[0]) + 1 for row in hit if row.any()]
 
@@ -95,21 +97,33 @@ def compute(seeds: int = 5) -> dict:
 def draw(results: dict):
     figure, axis = plt.subplots(figsize=(9.5, 6), layout="constrained")
 
-    def line(rows: dict, style: str, label: str, **more):
+    def line(rows: dict, style: str, label: str | None, **more):
         axis.plot([int(d) for d in rows], list(rows.values()), style, label=label, **more)
 
-    line(results["coverage"]["closed"], "-", "coverage C_cov, closed form", color="#999999", linewidth=5, alpha=0.5)
-    line(results["coverage"]["enumerated"], "o", "C_cov by enumeration", color="#555555", markersize=4)
-    line(results["best_of_n"]["draws"], "-", "best-of-N, so SFT: N for ¾ of the mass, exact", color="#D55E00")
+    line(
+        results["coverage"]["closed"],
+        "-",
+        "coverage C_cov: closed form, points: enumerated",
+        color="#999999",
+        linewidth=5,
+        alpha=0.5,
+    )
+    line(results["coverage"]["enumerated"], "o", None, color="#555555", markersize=4)
+    line(
+        results["best_of_n"]["draws"],
+        "-",
+        "best-of-N, so SFT: N for ¾ of the mass, exact",
+        color=BY_METHOD["best-of-N"],
+    )
     hits = results["best_of_n"]["first_hits"]
     mean = np.array([np.mean(row) for row in hits.values()])
     error = np.array([1.96 * np.std(row) / math.sqrt(len(row)) for row in hits.values()])
-    axis.errorbar([int(d) for d in hits], mean, yerr=error, color="#D55E00", fmt="s", capsize=3,
+    axis.errorbar([int(d) for d in hits], mean, yerr=error, color=BY_METHOD["best-of-N"], fmt="s", capsize=3,
                   label="best-of-N: draws until y*, mean of 40 runs, 95 %")  # fmt: skip
     zoom = axis.inset_axes((0.6, 0.2, 0.39, 0.36))
     for name, colour, marker, shift, label in (
-        ("dpo", "#E69F00", "v", -0.12, "offline DPO: draws (two a pair), mean and range"),
-        ("xpo", "#0072B2", "o", 0.12, "XPO: draws (two a round), mean and range"),
+        ("dpo", BY_METHOD["dpo"], "v", -0.12, "offline DPO: draws (two a pair), mean and range"),
+        ("xpo", BY_METHOD["xpo"], "o", 0.12, "XPO: draws (two a round), mean and range"),
     ):
         rows = {int(d): 2 * np.array([n for n in row if n], dtype=float) for d, row in results[name].items()}
         mean = np.array([row.mean() for row in rows.values()])
@@ -122,7 +136,7 @@ def draw(results: dict):
     zoom.text(15.5, 33, "2d draws", color="#555555", ha="right")
     zoom.set_xticks([4, 8, 12, 16])
     zoom.set_title("the same, linear scale", fontsize=9)
-    line(results["sec_bound"], "--", "bound on SEC over 2d rounds, of order d", color="#0072B2")
+    line(results["sec_bound"], "--", "bound on SEC over 2d rounds, of order d", color=BY_METHOD["xpo"])
     axis.set(yscale="log", xlabel="dimension d (2^d responses)", ylabel="responses drawn, or coefficient",
              ylim=(1, 1e20), xlim=(1, 65),
              title="The hypercube: what it takes to put ¾ of the mass on the best response")  # fmt: skip

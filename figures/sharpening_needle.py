@@ -6,12 +6,14 @@ class of 4d policies, exact minimisation with ties at random, the needle at a ra
 """
 
 import math
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 import reference.rlhf_sharpening as rlhf
+from figures._style import BY_METHOD, GREY, LIGHT, tidy
 from reference.rlhf_sharpening import RLHFConfig, dpo_loss, dpo_sharpen, xpo_loss, xpo_rounds
 from reference.sft_sharpening import FiniteClass, Loss, SFTConfig, log_likelihood, sft_sharpen
 from theory import exploration as ex
@@ -72,14 +74,14 @@ def xpo_needs(s: float, seed: int) -> int:
 def drawing_needs(s: float, seed: int, offline: bool) -> int:
     """The least power of two of base draws from which SFT, or offline DPO, learns the sharpened policy."""
     world, star, policies, beta = instance(s, seed)
-    common = {"stop_ids": [], "reward": per_response(world), "seed": seed, "slots": 4096}
+    common: dict[str, Any] = {"stop_ids": [], "reward": per_response(world), "seed": seed, "slots": 4096}
     for k in range(1, 24):
         if offline:
-            config = RLHFConfig(beta=beta, pairs=2 ** (k - 1), max_new_tokens=1)
-            policy = dpo_sharpen(world, policies, [[0]], config, minimise=towards_the_base, **common).policy
+            pairs = RLHFConfig(beta=beta, pairs=2 ** (k - 1), max_new_tokens=1)
+            policy = dpo_sharpen(world, policies, [[0]], pairs, minimise=towards_the_base, **common).policy
         else:
-            config = SFTConfig(2**k, max_new_tokens=1)
-            policy = sft_sharpen(world, policies, [[0]], config, minimise=towards_the_base, **common).policy
+            draws = SFTConfig(2**k, max_new_tokens=1)
+            policy = sft_sharpen(world, policies, [[0]], draws, minimise=towards_the_base, **common).policy
         if is_sharp(policy, star):
             return 2**k
     raise ValueError(f"no sharpened policy from {2**k} draws at s = {s}")
@@ -121,55 +123,57 @@ def compute(seeds: int = 40, trials: int = 5) -> dict:
     }  # fmt: skip
 
 
-COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")  # Okabe-Ito
+SFT, DPO, XPO = (BY_METHOD[name] for name in ("sft", "dpo", "xpo"))
+OTHERS = [BY_METHOD[name] for name in ("prefetch", "grpo", "best-of-N", "majority")]  # XPO with other bonuses
 
 
-def draw(results: dict):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5.6), layout="constrained")
+def draw(results: dict) -> dict:
+    return {"": draw_draws(results), "signs": draw_signs(results)}
+
+
+def draw_draws(results: dict):
+    """What it takes, by coverage: where drawing can still be run, and far beyond."""
+    figure, (near, far) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     d, ten = results["d"], math.log(10)
     figure.suptitle(f"The needle, d = {d}: one response of 2d + eˢ is twice as likely as the others", fontsize=14)
     place = {s: value / ten for s, value in results["log_coverage"].items()}
-    x = np.linspace(0, 88, 300)
-    left.plot(x, 10**x * math.log(4), color="#D55E00", label="SFT: C_cov log 4 draws per prompt, exact for ¾")
-    left.plot(x, math.log(2) * 10**x / 1.25, "--", color="#E69F00",
-              label="offline DPO: an even chance that its pairs hold y* or −y*")  # fmt: skip
-    for name, colour, marker in (("sft", "#D55E00", "s"), ("dpo", "#E69F00", "v")):
-        label = f"{name.upper()}: draws, median of {results['trials']} runs"
-        left.plot([place[s] for s in results[name]], [np.median(row) for row in results[name].values()], marker,
-                  color=colour, markersize=5, label=label)  # fmt: skip
-    rows = results["xpo"]
+    x, rows = np.linspace(0, 88, 3000), results["xpo"]
     mean, low, high = np.array([[np.mean(row), min(row), max(row)] for row in rows.values()]).T
-    left.errorbar([place[s] for s in rows], mean, yerr=(mean - low, high - mean), fmt="o-", color="#0072B2", capsize=3,
-                  label=f"XPO: rounds, mean and range of {len(rows['10'])}")  # fmt: skip
-    left.axhline(d + 1, color="#0072B2", linestyle=":", label="d + 1")
-    never = [place[s] for s, share in results["printed"].items() if share == 0]
-    left.plot(never, [1e3] * len(never), "^", color="#CC79A7", label="XPO, printed sign: not at all (10 runs each)")
-    left.set(yscale="log", ylim=(0.8, 1e88), xlabel="log₁₀ C_cov", ylabel="rounds, or responses drawn",
-             title="What it takes to sharpen")  # fmt: skip
-    left.legend(loc="upper left", fontsize=9)
-    zoom = left.inset_axes((0.56, 0.16, 0.42, 0.4))
-    for line in left.get_lines()[:2]:
-        zoom.plot(*line.get_data(), line.get_linestyle(), color=line.get_color())
-    for name, colour, marker in (("sft", "#D55E00", "s"), ("dpo", "#E69F00", "v")):
-        zoom.plot([place[s] for s in results[name]], [np.median(row) for row in results[name].values()], marker,
-                  color=colour, markersize=8, fillstyle="none")  # fmt: skip
-    zoom.plot([place[s] for s in rows], mean, "o-", color="#0072B2")
-    zoom.set(yscale="log", xlim=(0.5, 5), ylim=(0.8, 1e5))
-    zoom.set_title("where drawing can be run", fontsize=9)
+    for axis in (near, far):
+        axis.plot(x, 10**x * math.log(4), color=SFT, label="SFT: C_cov log 4 draws (exact, for ¾ of the mass)")
+        axis.plot(x, math.log(2) * 10**x / 1.25, "--", color=DPO, label="offline DPO: an even chance of a useful pair")
+        for name, colour, marker in (("sft", SFT, "s"), ("dpo", DPO, "v")):
+            axis.plot([place[s] for s in results[name]], [np.median(row) for row in results[name].values()], marker,
+                      color=colour, markersize=7, fillstyle="none",
+                      label=f"{name.upper()}: draws, median of {results['trials']} runs")  # fmt: skip
+        axis.errorbar([place[s] for s in rows], mean, yerr=(mean - low, high - mean), fmt="o-", color=XPO, capsize=3,
+                      label=f"XPO: rounds, mean and range of {len(rows['10'])}")  # fmt: skip
+        axis.axhline(d + 1, color=GREY, linestyle=":", label=f"d + 1 = {d + 1} rounds")
+        axis.set(yscale="log", xlabel="log₁₀ of the coverage coefficient C_cov", ylabel="responses drawn, or rounds")
+        tidy(axis)
+    near.set(xlim=(0.8, 5), ylim=(0.8, 1e5), title="Where drawing can be run")
+    far.set(ylim=(0.8, 1e88), title="As the needle becomes rare")
+    far.legend(loc="upper left", fontsize=9)
+    return figure
 
-    for (name, share), colour, style in zip(results["traces"].items(), COLOURS, ("-o", "-s", "-^", "-v", "--x")):
-        right.plot(range(1, len(share) + 1), share, style, color=colour, label=name, markersize=5, clip_on=False)
+
+def draw_signs(results: dict):
+    """XPO with other signs of its bonus, and without."""
+    figure, axis = plt.subplots(figsize=(8.5, 5), layout="constrained")
+    d = results["d"]
+    styles = ("-o", "-s", "-^", "-v", "--x")
+    for (name, share), colour, style in zip(results["traces"].items(), (XPO, *OTHERS), styles):
+        axis.plot(range(1, len(share) + 1), share, style, color=colour, label=name, markersize=5, clip_on=False)
     exact = np.cumsum([0, *[1 / d] * d]) + 1 / (2 * d)
     exact[-1] = 1
-    right.plot(range(1, d + 2), exact, "k:", label="XPO, exact law")
-    right.axvline(d + 1, color="#999999", linewidth=1)
-    right.text(d + 1.15, 0.5, "d + 1", color="#555555")
-    right.set(xlabel="round", ylabel="share of runs whose policy is sharpened now", ylim=(0, 1.02),
-              title=f"The same rounds with other signs ({results['seeds']} runs, C_cov = 1.2e17)")  # fmt: skip
-    right.set_xticks(range(1, 2 * d + 3, 2))
-    right.annotate("printed sign, reversed bonus, no bonus with ties\nto the base: none, after a lucky first guess",
-                   (10, 0.01), (9.4, 0.07), fontsize=9)  # fmt: skip
-    right.legend(loc="center right", fontsize=9)
-    for axis in (left, right, zoom):
-        axis.spines[["top", "right"]].set_visible(False)
+    axis.plot(range(1, d + 2), exact, "k:", label="XPO, exact distribution")
+    axis.axvline(d + 1, color=LIGHT, linewidth=1)
+    axis.text(d + 1.15, 0.5, "d + 1", color=GREY)
+    axis.set(xlabel="round", ylabel="share of runs whose policy is sharpened now", ylim=(0, 1.02),
+             title=f"The needle, C_cov = 1.2e17: XPO with other signs ({results['seeds']} runs)")  # fmt: skip
+    axis.set_xticks(range(1, 2 * d + 3, 2))
+    axis.annotate("printed sign, reversed bonus, no bonus with ties\nto the base: none, after a lucky first guess",
+                  (10, 0.01), (9.4, 0.07), fontsize=9)  # fmt: skip
+    axis.legend(loc="center right", fontsize=9)
+    tidy(axis)
     return figure

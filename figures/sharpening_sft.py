@@ -1,14 +1,15 @@
 """SFT-Sharpening against the number of prompts n and of draws N, with the bound of Theorem 4.1' (2412.01951).
 
 40 prompts, equally likely, with 32 responses each; the best one has mass 0.04 to 0.5. Which response is the best at
-which prompt is one of 64 hypotheses, so a class of 64 policies holds the law of best-of-N under every hypothesis, and a
-few prompts tell them apart. Tables, for contrast, share nothing between prompts. Sharpened: π(y*|x) >= 1 − δ, δ = ½.
-The bound, with probability 1 − ρ,
+which prompt is one of 64 hypotheses, so a class of 64 policies holds the distribution of best-of-N under every
+hypothesis, and a few prompts tell them apart. Tables, for contrast, share nothing between prompts. Sharpened: π(y*|x)
+>= 1 − δ, δ = ½. The bound, with probability 1 − ρ,
 
     Pr_x[π̂(y*|x) < 1 − δ]  <=  2 log(|Π|/ρ) / ((1 − 2^−½)² δ n)  +  C_cov/N*,      N = N* log(2/δ)
 """
 
 import math
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +29,7 @@ LABELS, DRAWS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 2, 4, 8, 16, 32, 64, 128
 
 
 def hypotheses(seed: int) -> np.ndarray:
-    """Base laws [hypotheses, prompts, responses]."""
+    """Base distributions [hypotheses, prompts, responses]."""
     rng = np.random.default_rng(seed)
     best = rng.integers(RESPONSES, size=(HYPOTHESES, PROMPTS))
     is_best = np.arange(RESPONSES) == best[..., None]
@@ -36,7 +37,7 @@ def hypotheses(seed: int) -> np.ndarray:
 
 
 def policy_of(laws: np.ndarray) -> TabularLM:
-    """One token after each prompt: laws [prompts, responses]."""
+    """One token after each prompt: distributions [prompts, responses]."""
     table = np.zeros((1 + PROMPTS, PROMPTS))
     table[0], table[1:, :RESPONSES] = 1 / PROMPTS, laws / laws.sum(-1, keepdims=True)
     transition = torch.zeros(table.shape, dtype=torch.int64)
@@ -59,6 +60,7 @@ def run(laws: np.ndarray, n: int, draws: int, seed: int, tables: bool) -> float:
     rng = np.random.default_rng((n, draws, seed))
     truth = int(rng.integers(HYPOTHESES))
     asked = [[int(x)] for x in rng.integers(PROMPTS, size=n)]
+    policies: Sequence[TabularLM]
     if tables:
         policies = [policy_of(np.full((PROMPTS, RESPONSES), 1 / RESPONSES))]
     else:

@@ -9,6 +9,7 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 
+from figures._style import BY_CLASS, GREY, RIGHT, WRONG, tidy
 from reference.sampling import generate
 from reference.text.text_model import TextModel
 from toy import relay
@@ -69,69 +70,80 @@ def compute(n: int = 1000, seed: int = 0) -> dict:
     }  # fmt: skip
 
 
-COLOURS = {"plain": "#0072B2", "tempting": "#E69F00", "hard": "#CC3377"}  # Okabe-Ito, safe for colour-blind readers
-ERROR_COLOURS = ("#009E73", "#56B4E9", "#0072B2", "#F0E442", "#CC3377", "#E69F00", "#999999")
+ERROR_COLOURS = ("#009E73", "#56B4E9", "#0072B2", "#CC79A7", "#E69F00", "#999999")  # the first: right
+RARE = ("final line", "malformed")
+STAGE_COLOURS = ("#0072B2", "#E69F00", "#009E73")
 
 
-def draw(results: dict):
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8.4), layout="constrained")
-    figure.suptitle("The relay world: three classes of problems, three lessons", fontsize=15)
+def draw(results: dict) -> dict:
+    return {"": draw_classes(results), "logp": draw_logp(results), "errors": draw_errors(results)}
+
+
+def draw_classes(results: dict):
+    """What sharpening tokens, and sharpening responses, does to each class."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
+    figure.suptitle("The relay world: three classes of problems, three lessons", fontsize=14)
 
     def lines(axis, rows, style="-o", label=True):
         x = [float(key) for key in rows]
         for kind in KINDS:
             y, low, high = np.array([row[kind] for row in rows.values()]).T
-            axis.plot(x, y, style, color=COLOURS[kind], label=kind if label else None, markersize=5)
+            axis.plot(x, y, style, color=BY_CLASS[kind], label=kind if label else None, markersize=5)
             if style != "--":
-                axis.fill_between(x, low, high, color=COLOURS[kind], alpha=0.2, linewidth=0)
+                axis.fill_between(x, low, high, color=BY_CLASS[kind], alpha=0.2, linewidth=0)
 
-    axis = axes[0, 0]
-    lines(axis, results["temperature"])
-    lines(axis, results["demonstrators"], "--", label=False)
-    axis.plot([], [], "k--", label="demonstrators' law")
-    axis.set(title="Sharpening tokens", xlabel="temperature (0: greedy)", ylabel="accuracy", ylim=(0, 1.03))
-    axis.invert_xaxis()
-    axis.legend(fontsize=9)
+    lines(left, results["temperature"])
+    lines(left, results["demonstrators"], "--", label=False)
+    left.plot([], [], "--", color=GREY, label="what the model was trained on")
+    left.set(title="Sharpening tokens", xlabel="temperature (0: greedy)", ylabel="accuracy (95 %)", ylim=(0, 1.03))
+    left.invert_xaxis()
+    lines(right, results["best_of"])
+    right.set_xscale("log", base=2)
+    right.set_xticks([int(k) for k in results["best_of"]], list(results["best_of"]))
+    right.set(title="Sharpening responses", xlabel="N of best-of-N by log-probability")
+    for axis in (left, right):
+        axis.legend(fontsize=9)
+        tidy(axis)
+    return figure
 
-    axis = axes[0, 1]
-    lines(axis, results["best_of"])
-    axis.set_xscale("log", base=2)
-    axis.set_xticks([int(k) for k in results["best_of"]], list(results["best_of"]))
-    axis.set(
-        title="Sharpening responses", xlabel="N of best-of-N by log-probability", ylabel="accuracy", ylim=(0, 1.03)
-    )
-    axis.legend()
 
-    axis = axes[0, 2]
-    left = np.zeros(len(KINDS))
-    for i, error in enumerate(ERRORS):
-        share = np.array([results["classes"][kind][i] for kind in KINDS])
-        axis.barh(KINDS, share, left=left, color=ERROR_COLOURS[i], label=error, edgecolor="white")
-        left += share
-    axis.invert_yaxis()
-    axis.set(title="What samples at temperature 1 are", xlabel="share of samples, by their first error", xlim=(0, 1))
-    axis.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=9, frameon=False)
-
+def draw_logp(results: dict):
+    """Whether the likeliest responses are right."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained", sharey=True)
     edges = np.array(results["logp"]["edges"])
-    for axis, kind in zip((axes[1, 0], axes[1, 1]), ("tempting", "hard")):
-        for ok, label, colour in (("True", "right answer", "#009E73"), ("False", "wrong answer", "#555555")):
-            share = np.array(results["logp"][kind][ok])
-            axis.stairs(share, edges, fill=True, alpha=0.55, color=colour, label=label)
-        axis.set(title=f"Log-probability of samples, {kind} problems", xlabel="log-probability of the response (nats)",
-                 ylabel="share of samples per quarter nat", xlim=(-10, 0))  # fmt: skip
+    for axis, kind in zip(axes, ("tempting", "hard")):
+        for ok, label, colour in (("True", "right answer", RIGHT), ("False", "wrong answer", WRONG)):
+            axis.stairs(np.array(results["logp"][kind][ok]), edges, fill=True, alpha=0.55, color=colour, label=label)
+        axis.set(title=f"Samples on {kind} problems", xlabel="log-probability of the response (nats)",
+                 xlim=(-10, 0))  # fmt: skip
         axis.legend(loc="upper left")
+        tidy(axis)
+    axes[0].set_ylabel("share of samples per quarter nat")
+    return figure
 
-    axis = axes[1, 2]
+
+def draw_errors(results: dict):
+    """What goes wrong, and what a reviewer lets through."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
+    begin = np.zeros(len(KINDS))
+    seen = [error for error in ERRORS if error not in RARE]
+    for error, colour in zip((*seen, "other"), ERROR_COLOURS):
+        own = RARE if error == "other" else (error,)
+        share = np.array([sum(results["classes"][kind][ERRORS.index(each)] for each in own) for kind in KINDS])
+        left.barh(KINDS, share, left=begin, color=colour, label=error, edgecolor="white")
+        begin += share
+    left.invert_yaxis()
+    left.set(title="What samples at temperature 1 are", xlabel="share of samples, by their first error", xlim=(0, 1))
+    left.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=9, frameon=False)
     errors, stages = list(results["stages"]), list(next(iter(results["stages"].values())))
-    for i, (stage, colour) in enumerate(zip(stages, ("#0072B2", "#E69F00", "#009E73"))):
+    for i, (stage, colour) in enumerate(zip(stages, STAGE_COLOURS)):
         rate, low, high = np.array([results["stages"][error][stage] for error in errors]).T
         place = np.arange(len(errors)) + (i - 1) * 0.27
-        axis.barh(place, rate, 0.25, color=colour, label=stage)
-        axis.errorbar(rate, place, xerr=(rate - low, high - rate), fmt="none", ecolor="black", elinewidth=1)
-    axis.set_yticks(range(len(errors)), errors)
-    axis.invert_yaxis()
-    axis.set(title="What one vote of a reviewer accepts", xlabel="share of drafts accepted", xlim=(0, 1))
-    axis.legend(title="stage", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
+        right.barh(place, rate, 0.25, color=colour, label=stage)
+        right.errorbar(rate, place, xerr=(rate - low, high - rate), fmt="none", ecolor="black", elinewidth=1)
+    right.set_yticks(range(len(errors)), errors)
+    right.invert_yaxis()
+    right.set(title="What one vote of a reviewer accepts", xlabel="share of drafts accepted (95 %)", xlim=(0, 1))
+    right.legend(title="stage", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    tidy(left, right)
     return figure

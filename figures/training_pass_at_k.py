@@ -1,13 +1,17 @@
 """pass@k after training, k = 1..256: the model, low temperature, chains for p^4, SFT-Sharpening, and GRPO.
 
-The first algorithm seed's held-out problems, 256 responses of each law to each problem; bands are bootstrap intervals
-over problems. Below: log-probabilities under the base of right and of wrong responses, before and after training.
+The first algorithm seed's held-out problems, 256 responses of each distribution to each problem; bands are bootstrap
+intervals over problems. Below: log-probabilities under the base of right and of wrong responses, before and after
+training.
 """
+
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
 from figures import _training as T
+from figures._style import BY_METHOD, RIGHT, WRONG
 
 DEPENDS = T.DEPENDS
 
@@ -17,15 +21,17 @@ def compute() -> dict:
 
 
 LAWS = {
-    "base": ("the model, temperature 1", "#777777", "^"), "temperature": ("temperature 1/4", "#D55E00", "s"),
-    "power": ("chains for p^4, {steps} steps", "#0072B2", "o"), "sft": ("after SFT-Sharpening, N = 50", "#E69F00", "D"),
-    "grpo": ("after GRPO", "#009E73", "v"),
+    "base": ("the model, temperature 1", BY_METHOD["one response"], "^"),
+    "temperature": ("temperature 1/4", BY_METHOD["low temperature"], "s"),
+    "power": ("chains for p^4, {steps} steps", BY_METHOD["power"], "o"),
+    "sft": ("after SFT-Sharpening, N = 50", BY_METHOD["sft"], "D"),
+    "grpo": ("after GRPO", BY_METHOD["grpo"], "v"),
 }  # fmt: skip
 TITLES = {"base": "before", "sft": "after SFT-Sharpening", "grpo": "after GRPO"}
 
 
 def crossing(result: dict, law: str) -> int | None:
-    """The least k at which GRPO's pass@k is below the other law's by more than its 95 % interval."""
+    """The least k at which GRPO's pass@k is below the other distribution's by more than its 95 % interval."""
     return next((k for k, (_, _, high) in zip(result["sizes"], result["grpo minus"][law]) if high < 0), None)
 
 
@@ -45,7 +51,8 @@ def table(result: dict) -> str:
 
 def draw(result: dict):
     figure = plt.figure(figsize=(14, 8), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    upper, lower = parts
     axes, sizes = upper.subplots(1, 4, sharey=True), result["sizes"]
     for axis, (group, count) in zip(axes, result["counts"].items()):
         for law, (label, colour, marker) in LAWS.items():
@@ -63,8 +70,8 @@ def draw(result: dict):
     for axis, (law, title) in zip(panels, TITLES.items()):
         right, wrong = (np.array(result["histograms"][law][name]) for name in ("right", "wrong"))
         middle, width = (low + high) / 2, high - low
-        axis.bar(middle, right, width, color="#0072B2", alpha=0.85, label=f"right: {right.sum():.0%}")
-        axis.bar(middle, -wrong, width, color="#D55E00", alpha=0.85, hatch="//", edgecolor="white", linewidth=0,
+        axis.bar(middle, right, width, color=RIGHT, alpha=0.85, label=f"right: {right.sum():.0%}")
+        axis.bar(middle, -wrong, width, color=WRONG, alpha=0.85, hatch="//", edgecolor="white", linewidth=0,
                  label=f"wrong: {wrong.sum():.0%}")  # fmt: skip
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(title=title, xlabel="log-probability under the base, nats")

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from figures import _training as T
+from figures._style import BY_METHOD
 
 DEPENDS = T.DEPENDS
 
@@ -19,7 +20,7 @@ def compute() -> dict:
 
 def table(result: dict) -> str:
     lines = [f"{'':16}{'tokens':>9}{'all':>22}{'plain':>8}{'tempting':>10}{'hard':>8}{'log-lik.':>10}{'seeds':>20}"]
-    rows = [("temperature 1", 0, result["base"]["right"], result["logp"]["right"], [])]
+    rows: list[tuple] = [("temperature 1", 0, result["base"]["right"], result["logp"]["right"], [])]
     rows += [(n, w["tokens"], w["accuracy"], w["logp"], w["seeds"]) for n, w in result["ways"].items()]
     rows += [("best of 50", 0, result["base"]["best"], result["logp"]["best"], [])]
     for name, tokens, rates, logp, seeds in rows:
@@ -32,15 +33,15 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-COLOURS = {"SFT": "#0072B2", "DPO": "#E69F00", "XPO": "#CC79A7", "GRPO": "#009E73"}
+COLOURS = {name: BY_METHOD[name.lower()] for name in ("SFT", "DPO", "XPO", "GRPO")}
 NAMES = {"SFT": "SFT-Sharpening", "DPO": "DPO (regression)", "XPO": "XPO", "GRPO": "GRPO (told what is right)"}
 
 
 def draw(result: dict):
     figure, axis = plt.subplots(figsize=(11, 5), layout="constrained")
-    rows = [("base, one response", result["base"]["right"], "#AAAAAA", [])]
+    rows: list[tuple] = [("base, one response", result["base"]["right"], BY_METHOD["one response"], [])]
     rows += [(NAMES[name], way["accuracy"], COLOURS[name], way["seeds"]) for name, way in result["ways"].items()]
-    rows += [("base, best of 50", result["base"]["best"], "#444444", [])]
+    rows += [("base, best of 50", result["base"]["best"], BY_METHOD["best-of-N"], [])]
     for i, (name, rates, colour, seeds) in enumerate(rows):
         mean, low, high = np.array([rates[kind] for kind in ("all", *T.KINDS)]).T
         at = np.arange(4) + 0.14 * (i - 2.5)

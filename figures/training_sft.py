@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from figures import _training as T
+from figures._style import BY_METHOD
 
 DEPENDS = T.DEPENDS
 
@@ -35,7 +36,7 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-COLOURS = {"10": "#56B4E9", "25": "#0072B2", "50": "#000000"}
+COLOURS = {"10": "#F5D08A", "25": BY_METHOD["sft"], "50": "#9C6B00"}  # SFT-Sharpening by N
 LINES = {"right": ("one response", ":"), "greedy": ("greedy", "-."), "best": ("best of 50", "--")}
 
 
@@ -52,7 +53,10 @@ def draw(result: dict):
              ylabel="held-out accuracy (95 % interval)", ylim=(0, 1.02))  # fmt: skip
     left.legend(fontsize=8.5, ncols=2, loc="upper left")
     base = result["base"]
-    bars = [("base, one response", base["right"], "#E0A080"), ("base, best of 50", base["best"], "#D55E00")]
+    bars = [
+        ("base, one response", base["right"], BY_METHOD["one response"]),
+        ("base, best of 50", base["best"], BY_METHOD["best-of-N"]),
+    ]
     bars += [(f"SFT, N = {n}", run["accuracy"], COLOURS[n]) for n, run in result["runs"].items()]
     for i, (name, rates, colour) in enumerate(bars):
         mean, low, high = np.array([rates[kind] for kind in ("all", *T.KINDS)]).T
@@ -65,7 +69,9 @@ def draw(result: dict):
     logp = result["logp"]
     names = ["base, one response", "base, greedy", "base, best of 50"] + [f"SFT, N = {n}" for n in result["runs"]]
     values = [logp["logp"], logp["greedy logp"], logp["best logp"]] + [run["logp"] for run in result["runs"].values()]
-    colours = ["#E0A080", "#E69F00", "#D55E00"] + [COLOURS[n] for n in result["runs"]]
+    colours = [BY_METHOD["one response"], BY_METHOD["greedy"], BY_METHOD["best-of-N"]] + [
+        COLOURS[n] for n in result["runs"]
+    ]
     right.barh(names, values, color=colours, height=0.6)
     for i, run in enumerate(result["runs"].values()):
         right.plot(run["logp by seed"], [3 + i] * len(run["logp by seed"]), "|", color="#BBBBBB", markersize=12)

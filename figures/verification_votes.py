@@ -5,7 +5,7 @@ what is predicted for the other: the share of right candidates, and of right and
 yes at once, which is a vote R of the cascade as a whole. Then come E[R^v] as
 
     independent    (E R)^v: every candidate alike
-    beta           the beta law of the same E[R] and E[R²], that is, fitted to two votes, taken to v
+    beta           the beta distribution of the same E[R] and E[R²], that is, fitted to two votes, taken to v
     mixture        the unbiased moments C(s, v)/C(10, v), no form assumed
 
 and, over problems, coverage of n candidates, E[1 − (1−a)^n], from C(8−k, n)/C(8, n), k accepted among 8; independent:
@@ -14,6 +14,7 @@ five votes (theory/verification.py). Intervals hold the middle 95 % of 1,000 res
 """
 
 from dataclasses import replace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -76,7 +77,7 @@ def predicted_calls(votes: np.ndarray, each: np.ndarray, exit: str) -> float:
 def measure(truth: np.ndarray, votes: np.ndarray) -> dict:
     """By the first v votes: rates of acceptance, precision of what is accepted; coverage by the first n candidates, and
     precision of the first valid one."""
-    taken = {v: votes[..., :v].all((-1, -2)) for v in VOTES}
+    taken = {v: np.asarray(votes[..., :v].all((-1, -2))) for v in VOTES}
     first = {
         v: [(accepted[:, :n] & (accepted[:, :n].cumsum(1) == 1)) for n in CANDIDATES] for v, accepted in taken.items()
     }
@@ -94,7 +95,8 @@ def share(good: np.ndarray) -> float:
 
 def predict(truth: np.ndarray, votes: np.ndarray) -> dict:
     """The same rates as `measure`, of other problems, in three ways; "law": rates."""
-    whole, p, out = votes.all(-2).sum(-1), truth.mean(), {}  # [problems, N]: of V votes of the cascade as a whole
+    out: dict[str, Any] = {}
+    whole, p = votes.all(-2).sum(-1), truth.mean()  # [problems, N]: of V votes of the cascade as a whole
     for name, law in (("independent", alike), ("beta", beta), ("mixture", moments)):
         rates = {kind: [law(whole[mask], v) for v in VOTES] for kind, mask in (("right", truth), ("wrong", ~truth))}
         out |= {f"{kind}, {name}": rates[kind] for kind in rates}

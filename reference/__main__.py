@@ -1,8 +1,8 @@
 """The command line: `python -m reference COMMAND`, or `sharpen COMMAND` where the package is installed.
 
-A command is a function of `reference/cli/commands.py`, and nothing else: this list of them is read from its source, so
-that it answers without importing torch, and a command's options are read from its signature
-(`reference/cli/command_line.py`).
+A command is a function of `methods.py`, `training.py` or `more.py` in `reference/cli`, and nothing else: this list of
+them is read from the source, so that it answers without importing torch, and a command's options are read from its
+signature (`reference/cli/command_line.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ def overview() -> str:
     lines = ["usage: sharpen COMMAND [OPTION ...]    (or: python -m reference COMMAND)", ""]
     for kind, named in commands().items():
         lines += [f"{kind}:", *(f"  {name:13}{about}" for name, about in named.items()), ""]
-    return "\n".join([*lines, "sharpen COMMAND --help shows a command's options, an example and the method's page."])
+    lines += ["sharpen COMMAND --help shows a command's options, an example and the method's page.",
+              "sharpen COMMAND --traceback ... shows where an error comes from."]  # fmt: skip
+    return "\n".join(lines)
 
 
 def find(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given or given[0] in ("-h", "--help", "help"):
             print(overview())
             return 0
-        name, rest = find(given)
+        name, rest = find([word for word in given if word != "--traceback"])
         if name.startswith("train "):
             resume = "; the same command goes on from where it was"
         from reference.cli.command_line import run  # torch

@@ -19,17 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.interface import (
-    TOLERANCE,
-    Chance,
-    Cost,
-    LanguageModel,
-    Samples,
-    check_settings,
-    check_token_settings,
-    child_seed,
-)
-from reference.sampling import GenerateConfig, extend, generate, log_probs
+from reference.interface import TOLERANCE, Chance, Cost, LanguageModel, Samples, check_settings, child_seed
+from reference.sampling import GenerateConfig, check_token_settings, extend, generate, log_probs
 from reference.self_reward import log_probability
 
 

@@ -24,22 +24,22 @@ from reference.randomness import (
     CHOICE,
     CUT,
     RESAMPLE,
+    RESAMPLING,
     SWAP,
     TOKEN,
-    absorb,
-    address,
+    TOLERANCE,
     child_seed,
-    int64,
+    inverse_cdf,
     key_of,
+    log_law,
     uniform,
-    unit,
 )
 
 __all__ = [
-    "ACCEPT", "CHOICE", "CUT", "RESAMPLE", "SWAP", "TOKEN", "Cache", "Chance", "Cost", "Drawn", "Generation",
-    "LanguageModel", "Sample", "Samples", "absorb", "address", "check_horizons", "check_prompts", "check_settings",
-    "check_stop_ids", "check_token_settings",
-    "child_seed", "int64", "inverse_cdf", "keep_best", "key_of", "log_law", "next_logits", "prefill", "uniform", "unit",
+    "ACCEPT", "CHOICE", "CUT", "RESAMPLE", "RESAMPLING", "SWAP", "TOKEN", "TOLERANCE", "Cache", "Chance", "Cost",
+    "Drawn", "Generation", "LanguageModel", "Sample", "Samples", "check_horizons", "check_prompts",
+    "check_settings", "check_stop_ids", "child_seed", "inverse_cdf", "key_of", "log_law",
+    "next_logits", "prefill", "uniform",
 ]  # fmt: skip
 
 POSITIONS_PER_CALL = 1 << 11  # how many positions prefilling and scoring compute at a time
@@ -95,7 +95,7 @@ def next_logits(
     else:
         logits = model(text)[0, last + first : last + len(response)].double().cpu()
     if not (logits < math.inf).all():
-        raise ValueError(f"the model's logits are not a law (NaN or infinite) after {len(response)} response tokens")
+        raise ValueError(f"the model's logits are not finite after {len(response)} response tokens")
     return logits
 
 
@@ -139,7 +139,7 @@ class Sample:
 
     tokens: Tensor  # int64 [length], the stop token included
     logp: Tensor  # float32 [length]: log-probability of each token under the model at temperature 1
-    logq: Tensor  # float32 [length]: under the law that it was drawn from
+    logq: Tensor  # float32 [length]: under the distribution that it was drawn from
     finished: bool  # ended by a stop id (else cut at the horizon)
 
 
@@ -154,14 +154,7 @@ class Samples(Sequence):
     """Responses in padded tensors, shown as `samples[prompt][i]`; a `Sample` is made when it is looked at."""
 
     def __init__(
-        self,
-        tokens: Tensor,
-        logp: Tensor,
-        logq: Tensor,
-        lengths: Tensor,
-        finished: Tensor,
-        *,
-        kept: Kept | None = None,
+        self, tokens: Tensor, logp: Tensor, logq: Tensor, lengths: Tensor, finished: Tensor, *, kept: Kept | None = None
     ):
         """tokens int64, logp, logq [prompts, n, horizon]; lengths int64, finished bool [prompts, n]; kept: their keys
         and values, if `generate` was told to keep them."""
@@ -246,60 +239,6 @@ class Generation:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The distribution of a token, and a draw from it
-
-TOLERANCE = 1e-6  # numbers that were computed and are nearer than this are equal; so in pages, engine and theory
-
-
-def log_law(
-    logits: Tensor, temperature: float | Tensor = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """The proposal law, log q [rows, vocab], of logits [rows, vocab]; -inf where a filter has cut.
-
-    Order of filters: temperature; top-k, exactly k ids, ties to the smaller id; top-p on the renormalised law: sorted
-    by (-q, id), an id stays iff the mass before it is < top_p (by more than rounding). Temperature 0 is all mass on
-    the first arg max.
-    Temperatures [rows] > 0 give each row its own.
-    """
-    if isinstance(temperature, Tensor):
-        logits = (logits - logits.amax(-1, keepdim=True)) / temperature[:, None].to(logits.dtype)
-    elif temperature == 0:
-        best = torch.full_like(logits, -math.inf)
-        return best.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
-    elif temperature != 1:
-        logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0: nothing overflows
-    logq = logits.log_softmax(-1)
-    if top_k is not None and top_k < logits.shape[-1]:
-        logq = keep_best(logq, lambda mass: torch.arange(mass.shape[-1], device=mass.device) < top_k)
-    if top_p is not None and top_p < 1:
-        logq = keep_best(logq, lambda mass: mass.cumsum(-1) - mass < top_p * (1 - TOLERANCE))
-    return logq
-
-
-def keep_best(logq: Tensor, keep: Callable[[Tensor], Tensor]) -> Tensor:
-    """Cut a law to the ids that `keep` (float64 masses in falling order -> bool) keeps, and renormalise it."""
-    ranked, ids = logq.sort(dim=-1, descending=True, stable=True)  # stable: ties keep the order of ids
-    cut = ~keep(ranked.double().exp())
-    return logq.scatter(-1, ids, ranked.masked_fill(cut, -math.inf)).log_softmax(-1)
-
-
-def inverse_cdf(logq: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The ids that u in [0, 1), float64 [rows], draws from laws log q [rows, vocab]: int64 [rows], and for each the
-    interval low <= u < high, float64 [rows], of the numbers that draw it.
-
-    In float64 (at 152k ids float32's cumulative sum has steps wider than many probabilities), and never an id of
-    probability 0: the cumulative sum, divided by its last entry, reaches 1 at the last id that has any mass. (On a GPU
-    both hold up to float64's rounding: its cumulative sums are made in parallel.)
-    """
-    cdf = logq.double().exp().cumsum(-1)
-    cdf = cdf / cdf[:, -1:]
-    token = torch.searchsorted(cdf, u[:, None], right=True)
-    token = token.clamp(max=logq.shape[-1] - 1)  # a law of NaNs is reported later, by `check_finite`
-    low = cdf.gather(1, (token - 1).clamp(min=0)).masked_fill(token == 0, 0.0)
-    return token[:, 0], low[:, 0], cdf.gather(1, token)[:, 0]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Whether a request makes sense: one line that names the thing, the value and the remedy, before anything is computed
 
 
@@ -361,20 +300,6 @@ def check_settings(
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}")
 
 
-def check_token_settings(settings: Any) -> None:
-    """ValueError: max_new_tokens (one number, or one for each prompt), temperature, top_k or top_p out of range."""
-    most, temperature, top_p = settings.max_new_tokens, settings.temperature, settings.top_p
-    for tokens in [most] if isinstance(most, int) else most:
-        if tokens < 1:
-            raise ValueError(f"max_new_tokens is {tokens}; it must be at least 1")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
-    if (top_k := getattr(settings, "top_k", None)) is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every id")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be in (0, 1], or None to keep every id")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Chance
 
@@ -407,16 +332,6 @@ class Chance(Protocol):
 
     def sample(self, i: int, of: int = 1) -> Chance:
         """The stream of the i-th of `of` parallel samples, each with the addresses of this stream."""
-
-
-def systematic(u: Tensor) -> Tensor:
-    """(u_0 + i)/n, i = 0 .. n−1, of uniform numbers [.., n]: the first of them alone."""
-    n = u.shape[-1]
-    return ((u[..., :1] + torch.arange(n, device=u.device)) / n).clamp(max=1 - 2.0**-53)
-
-
-# What resampling makes of uniform numbers [.., n]: the points at which the cumulative weights are inverted
-RESAMPLING: dict[str, Callable[[Tensor], Tensor]] = {"systematic": systematic, "multinomial": lambda u: u}
 
 
 class Drawn:

@@ -12,24 +12,25 @@ g ∝ p^α, token by token: in both cases the mean of Π p^α/q over rollouts fr
 where p̂_{−s} leaves out every candidate's rollout s. Their biases are O(1/M) and O(1/M²), the latter once M exceeds the
 relative variance of w. The jackknife may have negative entries (the paper does not say what then): here they are set to
 0 and the rest renormalised. Candidates are the K likeliest tokens, without repeats; all of them if K is None, and then
-the law tends to p^α as M grows.
+the distribution tends to p^α as M grows.
 
 With `chunk` = B, L = `candidates` chunks of B tokens are drawn from q (the model, or g) and one is picked by weight:
 
     weight="exact"       p^α(chunk) F̂ / q(chunk): tends to p^α as L and M grow
-    weight="published"   p^α(chunk) F̂, as in Algorithm 2, though its chunks are already drawn from p: tends to p^(α+1) F
+    weight="published"   p^α(chunk) F̂, as in Algorithm 2, though its chunks are already drawn from p: tends to p^(α+1)
+                         F
 
 (The paper also keeps only the likeliest of the drawn chunks; with repeats among them, that tends to greedy decoding.)
 
 The page below is one response. `lookahead` decides for many at a time (`reference/engine/decisions.py`): the page's
-tokens. What the output's law is, for any M and L, is known exactly: `theory/lookahead.py`.
+tokens. What the output's distribution is, for any M and L, is known exactly: `theory/lookahead.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
@@ -93,7 +94,8 @@ class Response(NamedTuple):
 def lookahead_page(
     model: LanguageModel, prompt: Sequence[int], config: LookaheadConfig, *, stop_ids: Collection[int], chance: Chance
 ) -> Response:
-    """Decision after decision: list candidates, roll out what may follow each, draw one from the estimated law."""
+    """Decision after decision: list candidates, roll out what may follow each, draw one from the estimated
+    distribution."""
     y: tuple[int, ...] = ()
     decisions, clipped, M = 0, 0, config.rollouts
     candidates = likeliest_tokens if config.chunk is None else drawn_chunks
@@ -166,7 +168,8 @@ def estimate(log_x: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class LookaheadSamples(Generation):
-    """`samples` have as `logq` the estimated law that a token was drawn from; of chunks, the law that they were."""
+    """`samples` have as `logq` the estimated distribution that a token was drawn from; of chunks, the distribution that
+    they were."""
 
     decisions: Tensor  # int64 [prompts, n]
     clipped: Tensor  # int64 [prompts, n]: how many of them had negative entries
@@ -208,6 +211,4 @@ def lookahead(
     )  # fmt: skip
     drawn = run(machine, plan, "look-ahead")
     shape = (len(plan.prompts), n)
-    waited = machine.waited.view(shape).amax(1).tolist()
-    costs = [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)]
-    return LookaheadSamples(drawn.samples, costs, machine.decisions.view(shape), machine.clipped.view(shape))
+    return LookaheadSamples(drawn.samples, drawn.costs, machine.decisions.view(shape), machine.clipped.view(shape))

@@ -1,15 +1,16 @@
 """Multiple-try Metropolis for p^α: K new endings from one cut, of which one may be kept.
 
 A step of a chain on π ∝ p^α (`reference/power_sampling.py`) cuts the record x at r ~ c_x and draws K independent
-endings y_1, ..., y_K from the proposal law q(·|x_<r) (2606.09926, EGPS: "independent multiple-try"). With the weights
+endings y_1, ..., y_K from the proposal distribution q(·|x_<r) (2606.09926, EGPS: "independent multiple-try"). With the
+weights
 
     w_j = π(y_j) c_{y_j}(r) q(x) / (π(x) c_x(r) q(y_j)),   W = Σ_j w_j
 
 it picks J with probability w_J / W and moves to y_J with probability min(1, W / (W − w_J + 1)).
 
 Why that is exact. Write v(y) = π(y) c_y(r) / q(y_≥r|x_<r), so w_j = v(y_j)/v(x), and S for the sum of v over the K − 1
-tries that are not picked: its law depends on x_<r alone, which x and y share. For y ≠ x the K tries have equal parts in
-the chance to move,
+tries that are not picked: its distribution depends on x_<r alone, which x and y share. For y ≠ x the K tries have equal
+parts in the chance to move,
 
     K_r(x, y) = K q(y) E[ v(y)/(S + v(y)) · min(1, (S + v(y))/(S + v(x))) ] = K q(y) v(y) E[ 1/(S + max(v(x), v(y))) ],
 

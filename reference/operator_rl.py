@@ -58,7 +58,7 @@ class OperatorConfig:
     group: int = 32  # G, rollouts per prompt
     kinds: tuple[str, ...] = KINDS  # of rollouts; ("trace",) is ordinary RL
     carries: str = "answer"  # which tokens carry gradient: the last response's ("answer"), or those of "all" calls
-    pdr: PDRConfig = ROUND  # the operator; its tokens are the traces' too; temperature 1, or π_old is another law
+    pdr: PDRConfig = ROUND  # the operator; its tokens are the traces' too; temperature 1, that of π_old
     passes: int = 1  # over a round's rollouts, in steps of `FitConfig.batch` rollouts
     low: float = math.inf  # ε_low; MiniMax-M1 has no lower bound
     high: float = 0.28  # ε_high; no paper gives it
@@ -68,7 +68,7 @@ class OperatorConfig:
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
         if self.pdr.temperature != 1:
-            raise ValueError(f"pdr.temperature is {self.pdr.temperature}; it must be 1, the law that is trained")
+            raise ValueError(f"pdr.temperature is {self.pdr.temperature}; it must be 1, as π_old is trained")
         if not self.kinds or not {*self.kinds} <= {*KINDS}:
             raise ValueError(f"kinds are {self.kinds}; name one or more of {', '.join(KINDS)}")
         least = {"rounds": 1, "prompts": 1, "group": 2, "passes": 1, "low": 0, "high": 0, "alpha": 0}

@@ -10,21 +10,22 @@ and then swaps of neighbours (1, 2), (2, 3), ... in that order: their records ch
 
     min(1, exp( (α_{k+1} − α_k) (log p(x^k) − log p(x^{k+1})) )).
 
-Both keep Π_k π_k, so the record of the last rung has law p^α in the limit; the lower rungs move freely and hand on what
-they find. Horizons grow in blocks as there. A rung has random numbers of its own, whichever record stands on it; those
-of the first are power sampling's, so K = 1 is power sampling, with the same tokens.
+Both keep Π_k π_k, so the record of the last rung has the distribution p^α in the limit; the lower rungs move freely and
+hand on what they find. Horizons grow in blocks as there. A rung has random numbers of its own, whichever record stands
+on it; those of the first are power sampling's, so K = 1 is power sampling, with the same tokens.
 
 The page below is one ladder. `parallel_tempering` runs many at a time and returns the page's tokens. There not the
 records but the exponents change places: a record stays in its slot, with its cache row. As ζ of every rung is kept for
-every token, its weights at the new exponent are at hand. First-divergence skip rests on the law that drew a token being
-that of the proposal; after a swap it is not, so tokens drawn before it are decoded anew. Early reject is on if α_1 ≥ 1.
+every token, its weights at the new exponent are at hand. First-divergence skip rests on the distribution that drew a
+token being that of the proposal; after a swap it is not, so tokens drawn before it are decoded anew. Early reject is on
+if α_1 ≥ 1.
 """
 
 from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -32,14 +33,7 @@ import torch
 from torch import Tensor
 
 from reference import power_sampling
-from reference.interface import (
-    SWAP,
-    Chance,
-    Generation,
-    LanguageModel,
-    Samples,
-    check_settings,
-)
+from reference.interface import SWAP, Chance, Generation, LanguageModel, Samples, check_settings
 from reference.power_sampling import PowerConfig, PowerSamples, Record
 from reference.sampling import extend, log_probs
 
@@ -225,7 +219,6 @@ def parallel_tempering(
     chains = Chains(plan, settings, rule)
     drawn = run(chains, plan, "parallel tempering")
     shape = (len(plan.prompts), n)
-    waited = chains.waited.view(len(plan.prompts), -1).amax(1).tolist()
 
     def rounds(kept: Tensor) -> Tensor:  # without the draws that begin the blocks
         return kept.view(*shape, -1, config.stages, config.steps + 1)[..., 1:].flatten(3)
@@ -233,7 +226,7 @@ def parallel_tempering(
     cuts, divergences, accepted, behind = vars(chains.history).values()
     return TemperingSamples(
         drawn.samples.take(torch.arange(K - 1, n * K, K, device=model.device).expand(shape)),
-        [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)],
+        drawn.costs,
         drawn.samples,
         *map(rounds, (cuts, divergences, accepted, rule.swapped, behind)),
     )

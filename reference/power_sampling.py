@@ -1,14 +1,14 @@
 """Power sampling: draws from p^α by Metropolis-Hastings, with no training (2510.14901, Algorithm 1).
 
 The target is π(x) ∝ p(x)^α on the *records* of a horizon H: responses ended by a stop id, or open at length H. A chain
-holds a record x. A step cuts it at a random position r, draws a new ending y_r, y_{r+1}, ... from the proposal law
-q(v|h) ∝ p(v|h)^(1/τ), until a stop id or the horizon, and keeps y with probability
+holds a record x. A step cuts it at a random position r, draws a new ending y_r, y_{r+1}, ... from the proposal
+distribution q(v|h) ∝ p(v|h)^(1/τ), until a stop id or the horizon, and keeps y with probability
 
     min(1, exp( Σ_{t≥r} w_t(y) − Σ_{t≥r} w_t(x) )),      w_t(x) = α log p(x_t|h_t) − log q(x_t|h_t).
 
 With τ = 1/α the weight is one scalar of the prefix, w_t = ζ_t = log Σ_v p(v|h_t)^α, whatever token was drawn. The cut
-has a law of its own, c_x(r) = e_r / Σ_{t≤|x|} e_t, with *cut weights* e_t that the tokens before t determine. So e_r is
-the same in x and y, and the ratio's factor for the cut is c_y(r) / c_x(r) = Σ_{t≤|x|} e_t / Σ_{t≤|y|} e_t:
+has a distribution of its own, c_x(r) = e_r / Σ_{t≤|x|} e_t, with *cut weights* e_t that the tokens before t determine.
+So e_r is the same in x and y, and the ratio's factor for the cut is c_y(r) / c_x(r) = Σ_{t≤|x|} e_t / Σ_{t≤|y|} e_t:
 
     "record"    e = 1: r uniform on the record's own length, so that every step proposes; the factor is |x| / |y|
     "horizon"   e = 1, also behind the record's end up to H, where nothing happens (a step too): no factor
@@ -34,22 +34,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from reference.interface import (
-    ACCEPT,
-    CUT,
-    Chance,
-    Generation,
-    LanguageModel,
-    check_settings,
-    next_logits,
-)
+from reference.interface import ACCEPT, CUT, Chance, Generation, LanguageModel, check_settings, next_logits
 from reference.sampling import extend, log_probs
 
 CUTS = ("record", "horizon", "entropy")
@@ -65,8 +57,8 @@ class PowerConfig:
     block: int = 192  # B, tokens by which the horizon grows
     steps: int = 10  # N, Metropolis-Hastings steps per block
     max_new_tokens: int = 3072  # H, the horizon: most response tokens
-    # The law of the cut: "record", "horizon" (the paper's, if responses had no end), "entropy", or a function of the
-    # logits before a token, [.., vocab], that gives its cut weight e ≥ 0, [..]
+    # The distribution of the cut: "record", "horizon" (the paper's, if responses had no end), "entropy", or a function
+    # of the logits before a token, [.., vocab], that gives its cut weight e ≥ 0, [..]
     cut: str | Callable[[Tensor], Tensor] = "record"
     entropy_power: float = 4.0  # β, for cut="entropy"
     entropy_floor: float = 0.0  # nats^β, for cut="entropy"; > 0 gives every position its chance
@@ -236,11 +228,8 @@ def run_chains(
     settings = ChainSettings.of(config)
     chains = Chains(plan, settings, rule(plan, settings))
     drawn = run(chains, plan, label)
-    shape = (len(plan.prompts), plan.each)
-    waited = chains.waited.view(shape).amax(1).tolist()
 
     def steps(kept: Tensor) -> Tensor:  # without the draws that begin the blocks
-        return kept.view(*shape, config.stages, config.steps + 1)[..., 1:].flatten(2)
+        return kept.view(len(plan.prompts), plan.each, config.stages, config.steps + 1)[..., 1:].flatten(2)
 
-    costs = [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)]
-    return PowerSamples(drawn.samples, costs, *map(steps, vars(chains.history).values()))
+    return PowerSamples(drawn.samples, drawn.costs, *map(steps, vars(chains.history).values()))

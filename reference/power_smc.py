@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -197,10 +197,9 @@ def power_smc(
     cloud = torch.arange(n, device=model.device).repeat(len(plan.prompts))
     u = uniform(seed, first.key, cloud, 0, 0, CHOICE)
     chosen = inverse_cdf(log_weights.log_softmax(1), u)[0] + cloud * c.particles
-    waited = (ess > 0).sum(1).view(shape).amax(1).tolist()
     return SMCSamples(
         drawn.samples.take(chosen.view(shape)),
-        [replace(cost, sequential_tokens=tokens) for cost, tokens in zip(drawn.costs, waited)],
+        drawn.costs,
         drawn.samples,
         log_weights.view(*shape, -1),
         log_normalizer.view(shape),

@@ -32,7 +32,16 @@ from reference.interface import check_settings
 from reference.randomness import CHOICE, child_seed, uniform
 from reference.sampling import Cost, LanguageModel, generate
 from reference.self_reward import log_probability
-from reference.sft_sharpening import Loss, Prompts, Responses, Reward, default_minimise, log_likelihood, score_responses
+from reference.sft_sharpening import (
+    Loss,
+    Prompts,
+    Responses,
+    Reward,
+    call,
+    default_minimise,
+    log_likelihood,
+    score_responses,
+)
 
 
 @dataclass(frozen=True)
@@ -95,15 +104,16 @@ def dpo_sharpen(
     stop_ids: Iterable[int],
     minimise: Callable[[Loss, Any], Any] | None = None,
     reward: Reward = log_probability,
+    sample: Callable[..., Any] = call,
     seed: int = 0,
     **settings,
 ) -> Trained:
     """Regression on `config.pairs` pairs of base responses to each prompt (drawn from μ by the caller).
 
-    minimise, policy_class, reward, settings: as for `sft_sharpen`."""
-    drawn = generate(
-        base, prompts, samples_per_prompt=2 * config.pairs, max_new_tokens=config.max_new_tokens, stop_ids=stop_ids,
-        seed=seed, **settings,
+    minimise, policy_class, reward, sample, settings: as for `sft_sharpen`."""
+    drawn = sample(
+        generate, base, prompts, samples_per_prompt=2 * config.pairs, max_new_tokens=config.max_new_tokens,
+        stop_ids=stop_ids, seed=seed, **settings,
     )  # fmt: skip
     scored = score_responses(base, prompts, drawn.samples, reward)
     first, second = scored[0::2], scored[1::2]
@@ -144,12 +154,13 @@ def xpo_rounds(
     stop_ids: Iterable[int],
     minimise: Callable[[Loss, Any], Any] | None = None,
     reward: Reward = log_probability,
+    sample: Callable[..., Any] = call,
     seed: int = 0,
     **settings,
 ) -> Iterator[tuple[Any, tuple[Responses, Responses], Cost]]:
     """Algorithm 1, a round at a time: (π^(t+1), all pairs so far, the round's cost) for t = 1..T. Stop when you like.
 
-    prompts: μ is uniform on them. minimise, policy_class, reward, settings: as for `sft_sharpen`."""
+    prompts: μ is uniform on them. minimise, policy_class, reward, sample, settings: as for `sft_sharpen`."""
     minimise = minimise or default_minimise(policy_class, seed)
     stop_ids, policy, data = list(stop_ids), base, None
     draws = torch.arange(config.rounds * config.prompts)
@@ -157,9 +168,9 @@ def xpo_rounds(
     asked = [prompts[i] for i in (u * len(prompts)).long().tolist()]  # x^(1), ..., x^(T), `config.prompts` each
 
     def draw(model: LanguageModel, texts: Prompts, seed: int):
-        drawn = generate(
-            model, texts, samples_per_prompt=config.pairs, max_new_tokens=config.max_new_tokens, stop_ids=stop_ids,
-            seed=seed, **settings,
+        drawn = sample(
+            generate, model, texts, samples_per_prompt=config.pairs, max_new_tokens=config.max_new_tokens,
+            stop_ids=stop_ids, seed=seed, **settings,
         )  # fmt: skip
         return score_responses(base, texts, drawn.samples, reward), drawn.costs
 

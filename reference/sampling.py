@@ -4,16 +4,19 @@
 
 Randomness is addressed, not streamed (`reference/randomness.py`): a token is the inverse CDF of its address's number,
 in float64 and in id order. So a request's tokens depend neither on the batch that it shares nor on the slot it falls
-into, runs resume exactly, and two procedures that should be the same can be tested for equal tokens, not equal laws.
+into, runs resume exactly, and two procedures that should be the same can be tested for equal tokens, not equal
+distributions.
 
-The model's own generation defaults (repetition penalty, top-p, ...) are never applied: they would change the law.
+The model's own generation defaults (repetition penalty, top-p, ...) are never applied: they would change the
+distribution.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,10 +35,8 @@ from reference.interface import (
     check_horizons,
     check_prompts,
     check_stop_ids,
-    check_token_settings,
     child_seed,
     inverse_cdf,
-    keep_best,
     key_of,
     log_law,
     next_logits,
@@ -46,9 +47,23 @@ from reference.interface import (
 __all__ = [
     "TOKEN", "Cache", "Chance", "Cost", "Drawn", "GenerateConfig", "Generation", "LanguageModel", "Sample", "Samples",
     "check_horizons", "check_prompts", "check_stop_ids", "check_token_settings", "child_seed", "extend", "generate",
-    "generate_page", "inverse_cdf", "keep_best", "key_of", "log_law", "log_probs", "next_logits", "score", "stream",
+    "generate_page", "inverse_cdf", "key_of", "log_law", "log_probs", "next_logits", "score", "stream",
     "uniform",
 ]  # fmt: skip
+
+
+def check_token_settings(settings: Any) -> None:
+    """ValueError: max_new_tokens (one number, or one for each prompt), temperature, top_k or top_p out of range."""
+    most, temperature, top_p = settings.max_new_tokens, settings.temperature, settings.top_p
+    for tokens in [most] if isinstance(most, int) else most:
+        if tokens < 1:
+            raise ValueError(f"max_new_tokens is {tokens}; it must be at least 1")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
+    if (top_k := getattr(settings, "top_k", None)) is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every id")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be in (0, 1], or None to keep every id")
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,7 @@ def generate(
     response (`samples.kept`, also through `take`, `rows` and `cat`), so that it goes on without being prefilled again.
 
     ValueError: an empty prompt, an id outside the vocabulary, a text beyond the model's maximum, a setting out of
-    range, logits that are not a law.
+    range, logits that are not finite.
     """
     from reference.engine.continuing import Continuing
     from reference.engine.decoder import Decoder, filtered
@@ -153,8 +168,8 @@ def generate(
     )  # fmt: skip
     distribution, order = filtered(config.temperature, config.top_k, config.top_p), torch.tensor(plan.order)
     if continuing is not None:
-        check_continuing(continuing, (len(plan.prompts), plan.each), plan.horizon)
-        continuing = continuing.rows(order.to(model.device))
+        continuing = continuing.rows(order.to(model.device)) if len(continuing) == len(order) else continuing
+        check_continuing(continuing, plan.requests.limit.view(len(order), -1))
     plain = continuing is None and not keep_cache
     decoder = Decoder(plan, distribution) if plain else Continuing(plan, distribution, continuing, keep_cache)
     drawn, back = run(decoder, plan, "generate"), order.argsort().to(model.device)  # in the caller's order
@@ -163,14 +178,15 @@ def generate(
     return Generation(samples, costs)
 
 
-def check_continuing(given: Samples, shape: tuple[int, int], horizon: int) -> None:
-    """ValueError: other responses than those that are to go on, or longer ones than asked for."""
-    if given.lengths.shape != shape:
-        raise ValueError(f"continuing has responses {list(given.lengths.shape)}; it must have {list(shape)}")
-    if given.tokens.shape[2] > horizon:
-        raise ValueError(
-            f"continuing has room for {given.tokens.shape[2]} tokens; max_new_tokens must be as many or more"
-        )
+def check_continuing(given: Samples, limits: Tensor) -> None:
+    """ValueError: other responses than those that are to go on, or longer ones than asked for, int64 [prompts, n]."""
+    if given.lengths.shape != limits.shape:
+        raise ValueError(f"continuing has responses {list(given.lengths.shape)}; it must have {list(limits.shape)}")
+    if (width := given.tokens.shape[2]) > limits.max():
+        raise ValueError(f"continuing has room for {width} tokens; max_new_tokens must be as many or more")
+    if (long := given.lengths > limits).any():
+        most, asked = int(given.lengths[long][0]), int(limits[long][0])
+        raise ValueError(f"continuing has a response of {most} tokens where max_new_tokens is {asked}; it must be more")
 
 
 @torch.no_grad()
@@ -242,5 +258,5 @@ def score(
             results[i] = logp[row, len(prompts[i]) - 1 : len(texts[i])].clone()
     for i, values in enumerate(results):
         if values.isnan().any():
-            raise ValueError(f"the model's logits are not a law (NaN or infinite) for prompt {i}")
+            raise ValueError(f"the model's logits are not finite for prompt {i}")
     return results

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from reference.cascade import CascadeConfig, Case, Transcript, Verification, verify
-from reference.interface import Cost, Samples, check_settings, check_token_settings
+from reference.interface import Cost, Samples, check_settings
 from reference.randomness import CHOICE, child_seed, uniform
+from reference.sampling import check_token_settings
 from reference.text.text_model import TextModel
 from reference.training.loop import FitConfig, digest, fit
 from reference.training.lora import LoRAConfig, add_lora, merge_lora

@@ -2,9 +2,9 @@
 
     y_i = arg max_{j≤N} r(y_ij|x_i),  y_ij ~ π_base(·|x_i),  i = 1..n;     π̂ = arg max_{π∈Π} Σ_i log π(y_i|x_i)
 
-If Π holds the law of best-of-N, π̂ is (ε, δ)-sharpened once n ≈ log|Π|/(δε) and N ≈ C_cov log(1/δ)/ε: coverage is the
-price (Theorem 4.1). With N chosen by the adaptive rule of `reference/best_of_n.py` ε leaves N, and m = Σ_i N_i falls
-from 1/ε² to 1/ε (Theorem D.1). The text's restatement in §4.1 prints log π_base in the second sum; it is log π.
+If Π holds the distribution of best-of-N, π̂ is (ε, δ)-sharpened once n ≈ log|Π|/(δε) and N ≈ C_cov log(1/δ)/ε: coverage
+is the price (Theorem 4.1). With N chosen by the adaptive rule of `reference/best_of_n.py` ε leaves N, and m = Σ_i N_i
+falls from 1/ε² to 1/ε (Theorem D.1). The text's restatement in §4.1 prints log π_base in the second sum; it is log π.
 
 This file also holds what `reference/rlhf_sharpening.py` shares: responses with what the base says of them, a policy's
 log-likelihood of them with its gradient, and how a loss is minimised over a class of policies. A policy is any
@@ -28,6 +28,7 @@ from reference.interface import check_settings
 from reference.randomness import CHOICE, uniform
 from reference.sampling import Cost, LanguageModel, Samples
 from reference.self_reward import log_probability
+from reference.training.loop import token_logp
 
 Prompts = Sequence[Sequence[int] | Tensor]
 Reward = Callable[[Samples], Tensor]  # Samples, `logp` being the base's -> float64 [prompts, n]
@@ -68,17 +69,12 @@ class Responses:
 LOGITS_PER_CALL = 1 << 27  # how many logits `score_responses` computes at a time
 
 
-def token_logp(policy: Callable[..., Tensor], tokens: Tensor) -> Tensor:
-    """log π of each token but the first of whole texts int64 [n, width], with gradient: float64 [n, width - 1]."""
-    logits = policy(tokens[:, :-1])
-    return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0].double()
-
-
 def log_likelihood(policy: Callable[..., Tensor], data: Responses) -> Tensor:
     """log π(y|x) of each response, with gradient: float64 [n]."""
     position = torch.arange(1, data.tokens.shape[1], device=data.tokens.device)
     inside = (position >= data.start[:, None]) & (position < data.end[:, None])
-    return torch.where(inside, token_logp(policy, data.tokens), 0.0).sum(-1)  # where: the padding may be impossible
+    logp = token_logp(policy, data.tokens).double()
+    return torch.where(inside, logp, 0.0).sum(-1)  # where: the padding may be impossible
 
 
 @torch.no_grad()
@@ -93,7 +89,7 @@ def score_responses(base: LanguageModel, prompts: Prompts, samples: Samples, rew
     end = start + samples.lengths.flatten()
     columns = start[:, None] - 1 + torch.arange(horizon, device=base.device)
     rows = max(1, LOGITS_PER_CALL // (base.vocab_size * tokens.shape[1]))
-    logp = torch.cat([token_logp(base, part) for part in tokens.split(rows)]).gather(1, columns)
+    logp = torch.cat([token_logp(base, part) for part in tokens.split(rows)]).double().gather(1, columns)
     logp = logp.masked_fill(columns >= end[:, None] - 1, 0.0)
     scored = Samples(samples.tokens, logp.view(samples.tokens.shape), samples.logq, samples.lengths, samples.finished)
     return Responses(tokens, start, end, logp.sum(-1), reward(scored).flatten())
@@ -227,6 +223,11 @@ def sft_loss(policy: Callable[..., Tensor], chosen: Responses) -> Tensor:
     return -log_likelihood(policy, chosen).sum()
 
 
+def call(sampler: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+    """Draw in this process alone."""
+    return sampler(*args, **settings)
+
+
 def sft_sharpen(
     base: LanguageModel,
     policy_class: Any,
@@ -236,23 +237,25 @@ def sft_sharpen(
     stop_ids: Iterable[int],
     minimise: Callable[[Loss, Any], Any] | None = None,
     reward: Reward = log_probability,
+    sample: Callable[..., Any] = call,
     seed: int = 0,
     **settings,
 ) -> Sharpened:
     """Fit a policy of the class to the best of N responses to each prompt (drawn from μ by the caller; may repeat).
 
     minimise(loss, policy_class): `Enumerate` for a `FiniteClass`, `Descend` for starting points (None: whichever
-    fits), `reference.training.loop.Batches` for a transformer, which itself is then the policy class. settings: as for
-    `generate`, whose errors it raises.
+    fits), `reference.training.loop.Batches` for a transformer, which itself is then the policy class. sample(sampler,
+    base, prompts, ...): how responses are drawn; `reference.training.distributed.sample` shares the prompts among
+    processes. settings: as for `generate`, whose errors it raises.
     """
     if config.mu is not None and reward is not log_probability:
         raise ValueError(f"mu is {config.mu}: the adaptive rule scores by log_probability; drop mu or the reward")
     minimise = minimise or default_minimise(policy_class, seed)
     common = dict(max_new_tokens=config.max_new_tokens, stop_ids=stop_ids, seed=seed, **settings)
     if config.mu is None:
-        chosen = best_of_n(base, prompts, n=config.n, reward=reward, **common)
+        chosen = sample(best_of_n, base, prompts, n=config.n, reward=reward, **common)
     else:
-        chosen = adaptive_best_of_n(base, prompts, mu=config.mu, max_draws=config.n, **common)
+        chosen = sample(adaptive_best_of_n, base, prompts, mu=config.mu, max_draws=config.n, **common)
     data = score_responses(base, prompts, chosen.samples, reward)
     return Sharpened(minimise(Loss(sft_loss, (data,)), policy_class), chosen, chosen.cost + data.cost)
 

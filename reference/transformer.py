@@ -17,7 +17,7 @@ Contracts.
 - The cache never forgets: a call writes its tokens at `positions`, and each query sees the slots at or before its own
   position (in a windowed layer the last W of them). So a row is rewound by passing a smaller position.
 - longrope has two sets of frequencies. transformers picks one by the longest text of the batch, so that a model is
-  not one law; here the declared maximum length picks it once, at load (`max_length`).
+  not one distribution; here the declared maximum length picks it once, at load (`max_length`).
 """
 
 from __future__ import annotations

@@ -27,16 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.cascade import (
-    CascadeConfig,
-    Case,
-    Judge,
-    Verdict,
-    Verification,
-    cascade_page,
-    static_check,
-    verify,
-)
+from reference.cascade import CascadeConfig, Case, Judge, Verdict, Verification, cascade_page, static_check, verify
 from reference.interface import Cost, Samples
 from reference.randomness import child_seed
 from reference.self_verified_distillation import SVDConfig

@@ -239,9 +239,7 @@ def cells(claim: Claim, measured: dict[str, dict[str, tuple[float, float]]], sta
 
 
 def render(
-    claims: list[Claim],
-    status: Callable[[Claim], str],
-    measured: dict[str, dict[str, tuple[float, float]]],
+    claims: list[Claim], status: Callable[[Claim], str], measured: dict[str, dict[str, tuple[float, float]]]
 ) -> str:
     """The whole text of CLAIMS.md, the same on every machine that gets the same outcomes."""
     text = INTRO

@@ -26,7 +26,7 @@ from reference.text.text_model import TextModel
 from reference.training.loop import Batches, FitConfig, fit
 from reference.training.lora import LoRAConfig, add_lora
 from tests.elsewhere import DEVICE, Elsewhere, elsewhere, here, move
-from tests.reference.test_captured_step import PROMPTS, RUNS, SETTINGS, random_model
+from tests.reference.engine.test_captured_step import PROMPTS, RUNS, SETTINGS, random_model
 from toy.pretrain import CHECKPOINT
 from toy.relay import make_problems
 

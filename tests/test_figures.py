@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from figures.__main__ import HERE, RESULTS, draw, fingerprint, names, tables
+from figures.__main__ import HERE, RESULTS, draw, fingerprint, module, names, plt, tables
 from tests.conftest import ROOT
 
 COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
@@ -13,9 +13,19 @@ COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_every_result_can_be_drawn(name, tmp_path):
-    assert (HERE / f"{name}.png").exists()
     draw(name, pictures=tmp_path)
-    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    drawn = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
+    assert f"{name}.png" in drawn and min(drawn.values()) > 10_000
+    gallery = "".join(path.read_text() for path in TEXTS)
+    assert all((HERE / picture).exists() and picture in gallery for picture in drawn)
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_no_panel_has_more_than_six_series(name):
+    drawn = module(name).draw(json.loads((RESULTS / f"{name}.json").read_text()))
+    for figure in drawn.values() if isinstance(drawn, dict) else (drawn,):
+        assert all(len({*axis.get_legend_handles_labels()[1]}) <= 6 for axis in figure.axes)
+        plt.close(figure)
 
 
 @pytest.mark.parametrize("name", COMMITTED)

@@ -1,9 +1,10 @@
-"""Best-of-N: the exact law of its output, the bounds on it, and the exact law of its adaptive stopping rule.
+"""Best-of-N: the exact distribution of its output, the bounds on it, and the exact distribution of its adaptive
+stopping rule.
 
-One prompt has a base law π over K responses and a reward r (self-reward: r = log π). Best-of-N draws y_1..y_N ~ π and
-returns a draw of the greatest reward, a uniform one of the tied draws (or the first: draws are exchangeable). With
-F(r) = π{y: r(y) <= r} and F(r-) = π{y: r(y) < r}, the reward of the output is at most r iff that of every draw is, and
-given its level set the output is distributed as π within it:
+One prompt has a base distribution π over K responses and a reward r (self-reward: r = log π). Best-of-N draws y_1..y_N
+~ π and returns a draw of the greatest reward, a uniform one of the tied draws (or the first: draws are exchangeable).
+With F(r) = π{y: r(y) <= r} and F(r-) = π{y: r(y) < r}, the reward of the output is at most r iff that of every draw is,
+and given its level set the output is distributed as π within it:
 
     π_N(y) = (F(r_y)^N - F(r_y-)^N) π(y) / π{y': r(y') = r_y}                                           claim T6
     KL(π_N || π) <= log N - (N-1)/N,  E_{π_N}[π_N/π] <= N^2/(2N-1),  π_N/π <= N                         claim T7
@@ -16,8 +17,8 @@ likely draw; with P* = max π, m* = |y*|                                        
     N_μ >= μ/P* surely,  E[N_μ] <= (μ + 1/m*)/P*,  Pr[output not in y*] <= exp(-m* μ).
 
 Sources: 2412.01951 (Huang et al., "Self-Improvement in Language Models: The Sharpening Mechanism"), Definition F.1,
-Proposition C.1, Appendix D, Lemma I.1; 2401.01879 (Beirami et al.) for the law and its divergence.
-Everything is float64 and by formula or dynamic programming; laws are arrays [K] of probabilities.
+Proposition C.1, Appendix D, Lemma I.1; 2401.01879 (Beirami et al.) for the distribution and its divergence.
+Everything is float64 and by formula or dynamic programming; distributions are arrays [K] of probabilities.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def check_law(probs: ArrayLike) -> Law:
     """`probs` [K] as float64 that sums to 1; raises ValueError unless it is nonnegative and sums to 1 within 1e-6."""
     law = np.asarray(probs, dtype=np.float64)
     if law.ndim != 1 or not law.size or not np.all(law >= 0) or not abs(law.sum() - 1) <= 1e-6:
-        raise ValueError(f"a law is a vector of probabilities >= 0 of sum 1; got shape {law.shape}, sum {law.sum()}")
+        raise ValueError(f"a distribution has probabilities >= 0 of sum 1; got shape {law.shape}, sum {law.sum()}")
     return law / law.sum()
 
 
@@ -81,7 +82,7 @@ def best_of_n_law(probs: ArrayLike, rewards: ArrayLike, n: int) -> Law:
 
 
 def kl(law: ArrayLike, base: ArrayLike) -> float:
-    """KL(law || base) in nats; infinite if `law` leaves the support of `base`."""
+    """KL(distribution || base) in nats; infinite if `law` leaves the support of `base`."""
     return float(np.sum(rel_entr(law, base)))
 
 
@@ -103,7 +104,8 @@ def kl_gap_bound(probs: ArrayLike, rewards: ArrayLike, n: int) -> float:
 
 
 def second_moment_coverage(law: ArrayLike, base: ArrayLike) -> float:
-    """E_law[law/base], the concentrability C_π of the paper's Eq. 9; infinite if `law` leaves the support of `base`."""
+    """E_law[distribution/base], the concentrability C_π of the paper's Eq. 9; infinite if `law` leaves the support of
+    `base`."""
     law, base = np.asarray(law, dtype=np.float64), np.asarray(base, dtype=np.float64)
     inside = law > 0
     with np.errstate(divide="ignore"):
@@ -122,7 +124,8 @@ def argmax_set(probs: ArrayLike, gamma: float = 0.0) -> NDArray[np.bool_]:
 
 
 def c_cov(prompts: ArrayLike, bases: Sequence[ArrayLike], *, gamma: float = 0.0, p: float = 1.0) -> float:
-    """C_cov,γ,p = (E_x π(y*_γ(x)|x)^-p)^(1/p) for the law `prompts` [X] of x and one base law each."""
+    """C_cov,γ,p = (E_x π(y*_γ(x)|x)^-p)^(1/p) for the distribution `prompts` [X] of x and one base distribution
+    each."""
     masses = np.array([check_law(base)[argmax_set(base, gamma)].sum() for base in bases])
     return float(np.sum(check_law(prompts) * masses**-p) ** (1 / p))
 
@@ -145,7 +148,7 @@ def sufficient_n(mass: float, rho: float) -> int:
 
 @dataclass(frozen=True)
 class AdaptiveLaw:
-    """The law of adaptive best-of-N on one prompt."""
+    """The distribution of adaptive best-of-N on one prompt."""
 
     stop: Law  # [k_max + 1]: Pr[N_μ = k]; entry 0 is 0
     response: Law  # [K]: Pr[output = y]
@@ -158,7 +161,7 @@ class AdaptiveLaw:
 
 
 def adaptive_law(probs: ArrayLike, mu: float) -> AdaptiveLaw:
-    """The exact laws of N_μ and of the output, by recursion over k on the running maximum of π(y_1)..π(y_k).
+    """The exact distributions of N_μ and of the output, by recursion over k on the running maximum of π(y_1)..π(y_k).
 
     The running maximum is a Markov chain on the distinct probabilities v: it stays at v if the next draw has π <= v and
     rises to v if that draw is the first to reach it. At step k it stops wherever k v >= μ. As N_μ <= μ / min π,

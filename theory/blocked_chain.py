@@ -1,4 +1,4 @@
-"""The blocked schedule of power sampling: the exact law of its output, by every rule of theory/suffix_mh.py.
+"""The blocked schedule of power sampling: the exact distribution of its output, by every rule of theory/suffix_mh.py.
 
 Stage k = 1..ceil(H/B) has horizon h_k = min(kB, H). Stage 1 starts from a draw of q; each stage makes N steps
 on the records of its horizon; then open records are extended by q, ended ones stay and are refined like any other.
@@ -31,7 +31,8 @@ def run(law: Law, kernel: Law, steps: int) -> Law:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the blocked schedule. Laws are over `states` and sum to less than 1 once some mass was returned."""
+    """One stage of the blocked schedule. Distributions are over `states` and sum to less than 1 once some mass was
+    returned."""
 
     states: Texts
     kernel: Law  # [n, n]
@@ -46,7 +47,7 @@ def horizons(horizon: int, block: int) -> list[int]:
 
 
 def extended(texts: Texts, law: Law, block: int) -> Law:
-    """The law [n] of all texts after every open one of `law` [n] is continued by at most `block` tokens."""
+    """The distribution [n] of all texts after every open one of `law` [n] is continued by at most `block` tokens."""
     length = texts.length[:, None]
     until = np.minimum(length + block, texts.horizon)
     continues = (texts.shared == length) & texts.are_records(until) & ~texts.ended[:, None]
@@ -55,7 +56,7 @@ def extended(texts: Texts, law: Law, block: int) -> Law:
 
 
 def schedule(conditionals: Conditionals, **setting: Any) -> Iterator[Stage]:
-    """The stages in order, each with its law before and after its steps."""
+    """The stages in order, each with its distribution before and after its steps."""
     s = Setting(**setting)
     block = s.block or s.horizon
     texts = s.texts(conditionals)
@@ -77,7 +78,7 @@ def schedule(conditionals: Conditionals, **setting: Any) -> Iterator[Stage]:
 
 
 def blocked_law(conditionals: Conditionals, **setting: Any) -> tuple[list[Record], Law]:
-    """(records in lexicographic order, their probabilities [n]): the exact law of the output, for a `Setting`.
+    """(records in lexicographic order, their probabilities [n]): the exact distribution of the output, for a `Setting`.
 
     `conditionals` must reach the horizon: enumerate_law(model, prompt, horizon, stop_ids)[2]. Under rule="authors"
     open texts that are shorter than the horizon are among the records.
@@ -88,7 +89,7 @@ def blocked_law(conditionals: Conditionals, **setting: Any) -> tuple[list[Record
 
 
 def trim(records: Iterable[Record], law: Law, stop_ids: Iterable[int]) -> dict[Record, float]:
-    """The law of records that are cut off behind their first stop id."""
+    """The distribution of records that are cut off behind their first stop id."""
     stops, trimmed = set(stop_ids), dict[Record, float]()
     for record, mass in zip(records, law):
         end = next((t + 1 for t, token in enumerate(record) if token in stops), len(record))

@@ -5,9 +5,9 @@ record has length T: a draw of the T tokens, and steps of E[h_k - r + 1] = (h_k 
 
     T + N Σ_k (h_k + 1)/2      against N T^2/(4B) in 2510.14901, Eq. 12, which drops the draw, the ceiling and B/T.
 
-Where records end, `expected_tokens` follows the law of the chain: a step at x costs E_r,y[|y| - r + 1; r <= |x|]. With
-the two exact savings it costs less: a token of x that is drawn again is known without the model (first divergence),
-and a proposal ends when U exceeds a bound of its acceptance ratio (early reject).
+Where records end, `expected_tokens` follows the distribution of the chain: a step at x costs E_r,y[|y| - r + 1; r <=
+|x|]. With the two exact savings it costs less: a token of x that is drawn again is known without the model (first
+divergence), and a proposal ends when U exceeds a bound of its acceptance ratio (early reject).
 Attention: a token at position t costs t, so regenerating r..n costs Σ_{t>=r} t, on average over r (n+1)(2n+1)/6, and
 the whole N Σ_k (h_k+1)(2h_k+1)/6 -> N T^3/(9B) against T(T+1)/2 for one answer: 2NT/(9B) times as much.
 """

@@ -132,7 +132,8 @@ def expectation(program: Callable[[Enumerated], Any], limit: int = 200_000) -> N
 def kernel(
     step: Callable[[Any, Enumerated], Hashable], states: Sequence[Hashable], limit: int = 200_000
 ) -> NDArray[np.float64]:
-    """K [n, n] of a chain's step(state, chance): row x is its exact law from x. KeyError: it left the states."""
+    """K [n, n] of a chain's step(state, chance): row x is its exact distribution from x. KeyError: it left the
+    states."""
     column = {state: j for j, state in enumerate(states)}
     matrix = np.zeros((len(states), len(states)))
     for i, state in enumerate(states):
@@ -183,7 +184,7 @@ def main() -> None:
     for text, mass in target.items():
         print(f"{text}   {laws[0][text]:.4f}   {laws[1][text]:.4f}         {mass / total:.4f}")
     print(
-        f"\nThe exact law of one step from every text is its kernel K; max |π K − π| = {np.abs(pi @ K - pi).max():.1e}."
+        f"\nThe exact distribution of one step from every text is K; max |π K − π| = {np.abs(pi @ K - pi).max():.1e}."
     )
 
 

@@ -1,6 +1,6 @@
 """Why exploring can need few samples: the sequential extrapolation coefficient (SEC), its bounds, coverability.
 
-A *world* is μ over prompts x, a base law π_base(·|x), a reward r(x, y), β > 0. For a policy π let
+A *world* is μ over prompts x, a base distribution π_base(·|x), a reward r(x, y), β > 0. For a policy π let
 
     g_π(x, y) = β log π/π_base(y|x) − r(x, y),  f_π(x, y, y') = g_π(x, y) − g_π(x, y'),  E^π: x ~ μ, y ~ π, y' ~ π_base.
 
@@ -18,17 +18,17 @@ Path-wise  the same with log det(I + Σ_t Σ^(t)) for D log(1 + TK/D), Σ^(t) = 
            V = Σ_{i<t} Σ^(i); a trace u in [0, K] is at most K/log(1+K) log(1+u), and log(1+u) is at most
            log det(I + V + Σ^(t)) − log det(I + V), whose sum telescopes. Last, log det <= D log(trace/D).
 Coverage   C = E_x Σ_y sup_{π∈Π} π(y|x), |f| <= f_max:  SEC <= 4C f_max²/λ + 2C log2 T
-           Proof. Let d_t be the t-th law on (x, y, y'), D_t = Σ_{i<t} d_i, m = sup_t d_t, of sum at most C, and call a
-           point fresh while D_t < m. E^(t)[f]² <= 2 E^(t)[f; fresh]² + 2 E^(t)[f; not]². The first square is at most
-           f_max² d_t(fresh), and Σ_t d_t(fresh) <= Σ (m + m) <= 2C. By Cauchy-Schwarz the second, over
+           Proof. Let d_t be the t-th distribution on (x, y, y'), D_t = Σ_{i<t} d_i, m = sup_t d_t, of sum at most C,
+           and call a point fresh while D_t < m. E^(t)[f]² <= 2 E^(t)[f; fresh]² + 2 E^(t)[f; not]². The first square is
+           at most f_max² d_t(fresh), and Σ_t d_t(fresh) <= Σ (m + m) <= 2C. By Cauchy-Schwarz the second, over
            Σ_{i<t} E^(i)[f²], is at most Σ d_t²/D_t <= Σ m d_t/D_t over points not fresh, where u = d_t/D_t <= 1, so
            u <= log2(1+u) and Σ_t u <= log2(D_{T+1}/m) <= log2 T.
 
 Coverability, inf_ν sup_π ‖d^π/ν‖_∞ (2405.21046), is that C exactly (claim T24). Lemma F.2 of the paper, the elliptic
 potential, is false as printed for small K/λ (claim T23).
 
-Sources: 2412.01951, §4.3 and Appendix J; 2405.21046 (XPO). Laws are arrays of log-probabilities; an atom of several
-equal responses has one entry (every sum here weighs it by its mass, and g is the same on all of it).
+Sources: 2412.01951, §4.3 and Appendix J; 2405.21046 (XPO). Distributions are arrays of log-probabilities; an atom of
+several equal responses has one entry (every sum here weighs it by its mass, and g is the same on all of it).
 """
 
 import itertools
@@ -169,12 +169,13 @@ def printed_elliptic_bound(dim: int, k: float, regulariser: float, rounds: int) 
 
 
 def coverability(prompts: Array, laws: ArrayLike) -> float:
-    """E_x Σ_y sup_π π(y|x), of laws (probabilities) [P, X, Y]."""
+    """E_x Σ_y sup_π π(y|x), of distributions (probabilities) [P, X, Y]."""
     return float(prompts @ np.max(laws, axis=0).sum(-1))
 
 
 def coverability_by_lp(prompts: Array, laws: ArrayLike) -> float:
-    """inf_ν sup_π max_{x,y} μ(x)π(y|x)/ν(x, y) over laws ν, as it is defined: the least C with C ν >= every μπ.
+    """inf_ν sup_π max_{x,y} μ(x)π(y|x)/ν(x, y) over distributions ν, as it is defined: the least C with C ν >= every
+    μπ.
 
     Variables ν [X·Y] and 1/C: maximise 1/C subject to (1/C) μπ <= ν, Σ ν = 1."""
     joint = (prompts[:, None] * np.asarray(laws)).reshape(len(np.asarray(laws)), -1)

@@ -15,8 +15,8 @@ to score a response takes polynomial time. Yet
     Prop. E.2   π_θ(2, 1) <= 1/2 for all θ, though (2, 1) is the unique arg max of π_θ*                 claim T26
         H = 2, tokens 1..n, φ_1 = e_1 for tokens 1 and 2, e_2 for the others; φ_2(2, 1) = e_1, φ_2(2, j) = e_2, else 0;
         θ*_1 = θ*_2 = B e_1. Tokens 1 and 2 share a feature, so neither exceeds 1/2, at any norm; hence neither π*_β
-        nor the best-of-N law is in the class, and no policy in it is (ε, δ)-sharpened for δ < 1/2 (the paper prints
-        δ > 1/2).
+        nor the best-of-N distribution is in the class, and no policy in it is (ε, δ)-sharpened for δ < 1/2 (the paper
+        prints δ > 1/2).
 
 Source: 2412.01951, Appendix E. In one layer (H = 1) the class is closed: π_θ^(1+1/β) = π_((1+1/β)θ).
 """

@@ -1,11 +1,11 @@
-"""One of N independent draws, picked in proportion to its weight: its law, exactly, for any N.
+"""One of N independent draws, picked in proportion to its weight: its distribution, exactly, for any N.
 
 Draws y_1..y_N ~ q, then J = j with probability w(y_j)/Σ_i w(y_i). With S the sum of N-1 other weights,
 
     Pr[y_J = y] = N q(y) w(y) E[1/(S + w(y))],    E[1/(S + m)] = ∫_0^∞ e^(-tm) φ(t)^(N-1) dt,    φ(t) = E_q e^(-tw).
 
 It is what multiple-try Metropolis, importance resampling, and the choice of a chunk by look-ahead have in common: as
-N grows the law tends to q w/E_q[w], with a bias of order 1/N. The integrals are taken in s = log t, where the
+N grows the distribution tends to q w/E_q[w], with a bias of order 1/N. The integrals are taken in s = log t, where the
 integrands are analytic in |Im s| < π/2 and vanish at both ends, by the trapezoidal rule, which then converges
 geometrically: to 14 digits at this step, whatever N.
 """
@@ -41,13 +41,13 @@ def inverse_mean(probs: Law, weights: Law, others: int, at: Law) -> Law:
 
 
 def picked(probs: Law, weights: Law, draws: int) -> Law:
-    """The law [n] of the pick among `draws` draws of probs [n], by weights [n] > 0."""
+    """The distribution [n] of the pick among `draws` draws of probs [n], by weights [n] > 0."""
     return draws * probs * weights * inverse_mean(probs, weights, draws - 1, weights)
 
 
 def share(candidates: Sequence[tuple[Law, Law]], draws: int) -> Law:
-    """E[X_v / Σ_u X_u] for each candidate v, [V]: X_v the sum of `draws` independent draws of candidate v, whose law is
-    (probs [n_v], values [n_v] >= 0), and not all of them are 0."""
+    """E[X_v / Σ_u X_u] for each candidate v, [V]: X_v the sum of `draws` independent draws of candidate v, whose
+    distribution is (probs [n_v], values [n_v] >= 0), and not all of them are 0."""
     least = draws * sum(float(values.min()) for _, values in candidates)
     s = log_times(least, draws * sum(float(values.max()) for _, values in candidates))
     t = np.exp(s)

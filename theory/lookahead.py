@@ -1,4 +1,5 @@
-"""Scalable power sampling (2601.21590): the exact law of decoding by estimated look-ahead, right and as published.
+"""Scalable power sampling (2601.21590): the exact distribution of decoding by estimated look-ahead, right and as
+published.
 
 After a prefix h a chunk c of b tokens is drawn from the conditional of p^α, π(c|h) ∝ p(c|h)^α F(h,c) (theory/power.py),
 with F estimated from M rollouts to the horizon, each an unbiased F(h,c) in weight:
@@ -10,9 +11,10 @@ Tokens (b = 1, all of them candidates, Algorithm 1): with X_v = p(v)^α F̂(v), 
 without the s-th rollout of every candidate, M p̂ - ((M-1)/M) Σ_s p̂_-s, biased by O(1/M²); entries may be negative, and
 the sampler then sets them to 0 and renormalises ("clipped").
 
-Chunks (Algorithm 2): L chunks are drawn from a law q, one is picked in proportion to its weight. L, M → ∞ gives
-q·weight normalised, so the weight must be p^α F̂/q. Published is p^α F̂ with q = p: it tends to p^(α+1) F. claim P20
-Rollouts are drawn afresh for every token or chunk, so the law of a record is the product of expected conditionals.
+Chunks (Algorithm 2): L chunks are drawn from a distribution q, one is picked in proportion to its weight. L, M → ∞
+gives q·weight normalised, so the weight must be p^α F̂/q. Published is p^α F̂ with q = p: it tends to p^(α+1) F. claim
+P20 Rollouts are drawn afresh for every token or chunk, so a record's distribution is the product of expected
+conditionals.
 """
 
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from theory.importance import picked, share
 from theory.power import Conditionals, Law, Record
 
 RolloutLaw = Literal["p", "g"]
-Estimator = Literal["plug_in", "jackknife", "clipped"]  # "jackknife": its expectation, no clipping, so no sampler's law
+Estimator = Literal["plug_in", "jackknife", "clipped"]  # "jackknife": its expectation, no clipping: what no sampler has
 Futures = tuple[Law, Law]  # probabilities of the rollouts after a text, and their weights, whose mean is F
 
 
@@ -72,7 +74,8 @@ def relative_variance(law: Futures) -> float:
 def of_tokens(
     conditionals: Conditionals, alpha: float, horizon: int, prefix: Record, law: RolloutLaw, kept: int | None = None
 ) -> list[Futures]:
-    """For each token the law of one rollout's p(v)^α weight: 0 unless it is among the `kept` likeliest (None: all)."""
+    """For each token the distribution of one rollout's p(v)^α weight: 0 unless it is among the `kept` likeliest (None:
+    all)."""
     found = []
     mass = np.exp(alpha * conditionals[prefix])
     if kept is not None:
@@ -116,7 +119,7 @@ def token_law(
     estimator: Estimator = "plug_in",
     candidates: int | None = None,
 ) -> Law:
-    """E[p̂(v|h)], [V]: the exact law of the next token, for any number of rollouts."""
+    """E[p̂(v|h)], [V]: the exact distribution of the next token, for any number of rollouts."""
     found = of_tokens(conditionals, alpha, horizon, prefix, rollout_law, candidates)
     if estimator == "plug_in":
         return share(found, rollouts)
@@ -137,7 +140,7 @@ def plug_in_bias(found: list[Futures]) -> Law:
 
 
 def rolled(law: Futures, rollouts: int | None) -> Futures:
-    """The law of F̂, the mean of so many rollouts; None: F itself."""
+    """The distribution of F̂, the mean of so many rollouts; None: F itself."""
     probs, weights = law
     if rollouts is None:
         return np.ones(1), np.array([probs @ weights])
@@ -158,7 +161,7 @@ def chunk_law(
     proposal: RolloutLaw = "p",
     weight: Literal["exact", "published"] = "exact",
 ) -> dict[Record, float]:
-    """The law of the text after one chunk of at most `chunk` tokens: picked among `draws` L by weight."""
+    """The distribution of the text after one chunk of at most `chunk` tokens: picked among `draws` L by weight."""
     drawn_from = conditionals if proposal == "p" else power.tempered(conditionals, 1 / alpha)
     texts = continuations(conditionals, prefix, min(len(prefix) + chunk, horizon))
     probs, weights, of = [], [], []
@@ -178,7 +181,8 @@ def chunk_law(
 def record_law(
     grow: Callable[[Record], dict[Record, float]], conditionals: Conditionals, horizon: int
 ) -> dict[Record, float]:
-    """The law of the records that grow by steps, each from an open prefix to a law of longer texts."""
+    """The distribution of the records that grow by steps, each from an open prefix to a distribution of longer
+    texts."""
     records: dict[Record, float] = {}
     growing: dict[Record, float] = {(): 1.0}
     while growing:
@@ -194,7 +198,8 @@ def record_law(
 def lookahead_law(
     conditionals: Conditionals, *, horizon: int, chunk: int | None = None, **setting: Any
 ) -> dict[Record, float]:
-    """The exact law of a sampler's output: by tokens (settings of `token_law`), or by chunks (of `chunk_law`)."""
+    """The exact distribution of a sampler's output: by tokens (settings of `token_law`), or by chunks (of
+    `chunk_law`)."""
 
     def grow(prefix: Record) -> dict[Record, float]:
         if chunk is not None:

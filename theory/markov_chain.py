@@ -62,7 +62,7 @@ def total_variation(law: ArrayLike, other: ArrayLike) -> float:
 
 
 def tv_curve(law: Law, kernel: Law, target: Law, steps: int) -> Law:
-    """TV(law K^n, target) for n = 0..steps, [steps + 1]."""
+    """TV(distribution K^n, target) for n = 0..steps, [steps + 1]."""
     curve = [total_variation(law, target)]
     for _ in range(steps):
         law = law @ kernel
@@ -71,7 +71,7 @@ def tv_curve(law: Law, kernel: Law, target: Law, steps: int) -> Law:
 
 
 def stationary(kernel: Law) -> Law:
-    """The one law that an irreducible kernel keeps, [n]."""
+    """The one distribution that an irreducible kernel keeps, [n]."""
     n = len(kernel)
     equations = np.vstack((kernel.T - np.eye(n), np.ones(n)))
     return np.linalg.lstsq(equations, np.append(np.zeros(n), 1.0), rcond=None)[0]

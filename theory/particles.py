@@ -1,4 +1,5 @@
-"""Sequential Monte Carlo for p^α on tiny models: the law of the whole cloud, and the moments of its normaliser.
+"""Sequential Monte Carlo for p^α on tiny models: the distribution of the whole cloud, and the moments of its
+normaliser.
 
 N particles grow by one token of a proposal q at a time; ended ones stay. The target of texts of t tokens is p^(α_t),
 α_H = α, so a token multiplies a particle's weight by
@@ -71,10 +72,10 @@ class Growth:
 
 @dataclass(frozen=True)
 class Cloud:
-    """What the particles amount to; laws over the records of the horizon, in lexicographic order."""
+    """What the particles amount to; distributions over the records of the horizon, in lexicographic order."""
 
     records: list[Record]
-    returned: Law  # [n]: the law of the returned particle
+    returned: Law  # [n]: the distribution of the returned particle
     weighted: Law  # [n]: E[Ẑ Σ_i W_i 1{x_i = x}/Σ_i W_i]
     mean: float  # E[Ẑ]
     square: float  # E[Ẑ²]
@@ -112,8 +113,9 @@ def cloud(
     resampling: Resampling = "multinomial",
     ramp: Sequence[float] | None = None,
 ) -> Cloud:
-    """The exact outcome. No resampling after the last token: it would change neither Ẑ nor the returned law. (Where all
-    texts have ended before it, resampling would change the latter under a ramp; `inf` does it, as `second_moment`.)"""
+    """The exact outcome. No resampling after the last token: it would change neither Ẑ nor the returned distribution.
+    (Where all texts have ended before it, resampling would change the latter under a ramp; `inf` does it, as
+    `second_moment`.)"""
     growth = Growth.of(conditionals, horizon, alpha, tau, ramp)
     records, logps = power.record_logps(conditionals, horizon)
     logp_of = {(): 0.0, **dict(zip(records, logps))}

@@ -18,7 +18,7 @@ The coverage profile of π̂ for π is Cov_N(π || π̂) = Pr_π[π/π̂ >= N]  
     for π = a point mass on y*(x):  E_x Cov_N = Pr_x[π̂(y*) <= 1/N] <= C_cov/N, which links it to sharpening.
 
 Sources: 2503.21878 (Huang et al., "Is best-of-N the best of them?"); 2510.15020 ("The coverage principle"), Appendix D.
-Laws and rewards are [K], one prompt; float64.
+Distributions and rewards are [K], one prompt; float64.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""The power distribution p^α: its law on records, its conditionals, and how it differs from low temperature.
+"""The power distribution p^α: its distribution on records, its conditionals, and how it differs from low temperature.
 
 A model is a table of `conditionals`: {open prefix: log p(.|prefix) [vocab]}, as toy.tabular.enumerate_law returns it. A
-record of horizon H is a text that ended (no law follows it) at length <= H, or is open at length H. On these
+record of horizon H is a text that ended (no distribution follows it) at length <= H, or is open at length H. On these
 
     π(x) = p(x)^α / Z,   log p(x) = Σ_t log p(x_t|x_<t),   Z = Σ_x p(x)^α             power law
     π(v|h) ∝ p(v|h)^α F(h,v),   F(h) = Σ_rest p(rest|h)^α, 1 for a record             its conditionals, claim P2
@@ -28,7 +28,7 @@ Conditionals = Mapping[Record, Law]  # open prefix -> log-probabilities of the n
 def record_logps(conditionals: Conditionals, horizon: int) -> tuple[list[Record], Law]:
     """(records of `horizon` in lexicographic order, log-probabilities [n]) of any table: base, tempered or power."""
     if horizon < 1 or () not in conditionals:
-        raise ValueError(f"records need a law of the first token and a horizon >= 1, not {horizon}")
+        raise ValueError(f"records need a distribution of the first token and a horizon >= 1, not {horizon}")
     logp: dict[Record, float] = {(): 0.0}
     for prefix in sorted((text for text in conditionals if len(text) < horizon), key=len):
         if prefix in logp:  # else the table cannot reach it
@@ -44,7 +44,8 @@ def power_law(logp: ArrayLike, alpha: float) -> Law:
 
 
 def tempered(conditionals: Conditionals, tau: float) -> dict[Record, Law]:
-    """q_τ: every conditional to the power 1/τ, renormalised. The low-temperature law of records is its product."""
+    """q_τ: every conditional to the power 1/τ, renormalised. The low-temperature distribution of records is its
+    product."""
     return {prefix: log_softmax(law / tau) for prefix, law in conditionals.items()}
 
 
@@ -83,12 +84,14 @@ def power_conditionals(conditionals: Conditionals, alpha: float, horizon: int) -
 
 
 def objective(law: ArrayLike, logp: ArrayLike, beta: float) -> float:
-    """J(law) = E_law[log p] - β KL(law || p); greatest, and equal to β log Σ p^α, at p^α with α = 1 + 1/β."""
+    """J(distribution) = E_law[log p] - β KL(distribution || p); greatest, and equal to β log Σ p^α, at p^α with α = 1 +
+    1/β."""
     law, logp = np.asarray(law, dtype=np.float64), np.asarray(logp, dtype=np.float64)
     return float(law @ logp - beta * np.sum(rel_entr(law, np.exp(logp))))
 
 
-# --- How the law moves with α ----------------------------------------------------------------------------------------
+# --- How the distribution moves with α
+# ----------------------------------------------------------------------------------------
 
 
 def slope(logp: ArrayLike, alpha: float, reward: ArrayLike) -> float:
@@ -147,7 +150,7 @@ class GeometricLM:
         return float(np.log(self.stop**alpha + self.rho(alpha)))
 
     def power_lengths(self, alpha: float, horizon: int) -> Law:
-        """Pr[length = 1..H] under p^α on records of horizon H, [H]. At α = 1 the base law."""
+        """Pr[length = 1..H] under p^α on records of horizon H, [H]. At α = 1 the base distribution."""
         rho = self.rho(alpha)
         weight = self.stop**alpha * rho ** np.arange(horizon)
         weight[-1] += rho**horizon

@@ -153,7 +153,8 @@ def pooled(weights: ArrayLike, p: ArrayLike, g: ArrayLike) -> float:
 
 
 def right_drafts(m: int, p: float, correlation: float) -> Array:
-    """The law of the number of right drafts among m, [m + 1]: beta-binomial (as a product: exact near 0 too)."""
+    """The distribution of the number of right drafts among m, [m + 1]: beta-binomial (as a product: exact near 0
+    too)."""
     if not 0 <= correlation <= 1:
         raise ValueError(f"correlation is {correlation}; it must be in [0, 1]")
     if correlation == 1:

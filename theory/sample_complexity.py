@@ -3,7 +3,8 @@
 n prompts x ~ μ, N responses to each from π_base, m = n N pairs, a finite class Π of policies that realises the target;
 each bound holds with probability 1-ρ. With κ = (1 - 2^-1/2)² = 0.0858 and the un-normalised D_H² = Σ (√p - √q)²:
 
-    MLE             E_x D_H²(π̂, π) <= 2 log(|Π|/ρ) / n                                               Lemma F.1, claim T9
+    MLE             E_x D_H²(π̂, π) <= 2 log(|Π|/ρ) / n                                               Lemma F.1, claim
+                    T9
     SFT             Pr_x[π̂(y*_γ) < 1-δ] <= 2 log(|Π|/ρ) / (κ δ n) + C_cov,γ / N*,  N = N* log(2/δ)    Thm 4.1′, T10
     adaptive SFT    Pr_x[π̂(y*) < 1-δ] <= 2 log(|Π|/ρ) / (κ δ n),  E[m] <= n (1 + log(2/δ)) C̄_cov      Thm D.1
     RLHF (pairs)    E Δ² <= R² log(|Π|/ρ) / n, hence with `sharpening.regret_bound` (Thm 4.2)           claim T14
@@ -47,7 +48,7 @@ def check_rates(**rates: float) -> None:
 
 
 def hellinger(p: ArrayLike, q: ArrayLike) -> Array:
-    """D_H² = Σ (√p - √q)² over the last axis: at most 2, reached by laws that share no response."""
+    """D_H² = Σ (√p - √q)² over the last axis: at most 2, reached by distributions that share no response."""
     return ((np.sqrt(p) - np.sqrt(q)) ** 2).sum(-1)
 
 
@@ -141,7 +142,7 @@ def bayes_error(responses: int, draws: int) -> Array:
     A draw of it is recognised, as likelihoods are seen. If it was not drawn, (1 - 2/M)^k, the draws were uniform over
     the other M-1, and it is equally likely to be each of the M - D responses not drawn: the best guess is one of them.
     """
-    distinct = np.arange(responses)  # D = 0..M-1, whose law is the coupon collector's
+    distinct = np.arange(responses)  # D = 0..M-1, whose distribution is the coupon collector's
     law, errors = np.eye(1, responses)[0], np.empty(draws + 1)
     for k in range(draws + 1):
         errors[k] = (1 - 2 / responses) ** k * (1 - np.sum(law / (responses - distinct)))

@@ -1,6 +1,7 @@
 """Sharpening: what it is, what it needs of the base model, and the deterministic steps in the proofs of its theorems.
 
-Prompts x ~ μ have base laws π_base(.|x). Sharpening moves the mass of a policy π to the arg-max set, ties included,
+Prompts x ~ μ have base distributions π_base(.|x). Sharpening moves the mass of a policy π to the arg-max set, ties
+included,
 
     y*_γ(x) = {y : π_base(y|x) >= (1-γ) max π_base(.|x)},   y* = y*_0                                  Definition F.1
     π is (ε, δ, γ)-sharpened iff Pr_x[π(y*_γ(x)|x) >= 1-δ] >= 1-ε                                      Definition 3.1
@@ -43,7 +44,7 @@ Mask = NDArray[np.bool_]
 
 
 def check_logs(logp: ArrayLike) -> Array:
-    """`logp` [X, K], normalised; raises ValueError unless every row is the logarithm of a law within 1e-6."""
+    """`logp` [X, K], normalised; raises ValueError unless every row is the logarithm of a distribution within 1e-6."""
     logs = np.asarray(logp, dtype=np.float64)
     if logs.ndim != 2 or not logs.size or not np.all(np.abs(total := logsumexp(logs, axis=-1)) <= 1e-6):
         raise ValueError(f"log-probabilities must be [prompts, responses], each row of sum 1; got shape {logs.shape}")

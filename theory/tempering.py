@@ -1,12 +1,14 @@
-"""Parallel tempering for p^α: the exact law of K chains that swap what they hold (PPT, Theodoropoulos et al. 2026).
+"""Parallel tempering for p^α: the exact distribution of K chains that swap what they hold (PPT, Theodoropoulos et al.
+2026).
 
-Rung k = 1..K targets π_k ∝ p^(α_k), α_1 < ... < α_K; the last is the one that is wanted. The joint law of the rungs'
-records is an array [n, ..., n] with one axis for each. A round is N steps of each rung's own kernel, then the swaps of
-neighbours (1, 2), (2, 3), ... in that order: records x and y of rungs k and k + 1 change places with probability
+Rung k = 1..K targets π_k ∝ p^(α_k), α_1 < ... < α_K; the last is the one that is wanted. The joint distribution of the
+rungs' records is an array [n, ..., n] with one axis for each. A round is N steps of each rung's own kernel, then the
+swaps of neighbours (1, 2), (2, 3), ... in that order: records x and y of rungs k and k + 1 change places with
+probability
 
     min(1, exp((α_{k+1} - α_k) (log p(x) - log p(y)))),       in detailed balance with π_k(x) π_{k+1}(y).
 
-Both keep Π_k π_k, so do rounds of them, and rung k of a draw of it has law π_k, no more and no less.     claim P17
+Both keep Π_k π_k, so do rounds of them, and rung k of a draw of it has the distribution π_k. claim P17
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,7 @@ from theory.power import Conditionals, Law
 
 
 def product(laws: Sequence[Law]) -> Law:
-    """The joint law [n, ..., n] of independent rungs."""
+    """The joint distribution [n, ..., n] of independent rungs."""
     joint = np.ones(())
     for law in laws:
         joint = np.multiply.outer(joint, law)
@@ -44,7 +46,7 @@ def swap_chance(logp: Law, low: float, high: float) -> Law:
 
 
 def swap(joint: Law, logp: Law, alphas: Sequence[float], rung: int) -> Law:
-    """The law after rungs `rung` and `rung + 1` (from 0) have tried to swap."""
+    """The distribution after rungs `rung` and `rung + 1` (from 0) have tried to swap."""
     joint = np.moveaxis(joint, (rung, rung + 1), (-2, -1))
     swapped = joint * swap_chance(logp, alphas[rung], alphas[rung + 1])
     return np.moveaxis(joint - swapped + swapped.swapaxes(-1, -2), (-2, -1), (rung, rung + 1))
@@ -65,7 +67,8 @@ def rungs(conditionals: Conditionals, alphas: Sequence[float], **setting: object
 
 
 def rounds(chains: Sequence[Chain], logp: Law, alphas: Sequence[float], steps: int = 1) -> Iterator[Law]:
-    """The joint law before the first round and after each, for ever; every rung starts with a draw of its proposal."""
+    """The joint distribution before the first round and after each, for ever; every rung starts with a draw of its
+    proposal."""
     joint = product([chain.initial for chain in chains])
     while True:
         yield joint

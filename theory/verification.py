@@ -78,7 +78,8 @@ def moment_estimate(yes: ArrayLike, cast: int, votes: int) -> Array:
 
 
 def beta_moment(mean: float, rho: float, votes: int) -> float:
-    """E[Q^v] of a beta law with this mean and Corr(two votes on an item) = rho in [0, 1); 0: all items alike."""
+    """E[Q^v] of a beta distribution with this mean and Corr(two votes on an item) = rho in [0, 1); 0: all items
+    alike."""
     check_probabilities("mean", mean)
     if not 0 <= rho < 1:
         raise ValueError(f"rho is {rho}; it must lie in [0, 1)")
@@ -87,7 +88,8 @@ def beta_moment(mean: float, rho: float, votes: int) -> float:
 
 
 def fit_rho(mean: float, unanimous: float, votes: int) -> float:
-    """The rho at which E[Q^v] is `unanimous`. ValueError: no beta law does that: it must lie in [mean^v, mean)."""
+    """The rho at which E[Q^v] is `unanimous`. ValueError: no beta distribution does that: it must lie in [mean^v,
+    mean)."""
     if not mean**votes <= unanimous < mean or votes < 2:
         raise ValueError(
             f"{votes} unanimous votes pass with probability {unanimous}; with mean {mean} it must lie in "

@@ -205,7 +205,7 @@ once, so sharpening token by token is worse than plain sampling, and only the sh
 
 {profile}
 
-The demonstrators' own law, simulated with the same problems (what a perfect student would do):
+The demonstrators' own distribution, simulated with the same problems (what a perfect student would do):
 
 {demonstrators}
 

@@ -3,7 +3,7 @@
     π_θ(y|x) ∝ m(y) exp⟨φ(x, y), θ⟩,   ‖φ‖ ≤ 1,   ‖θ‖ ≤ B                                         (Definition J.3)
 
 Sharpening stays in the class: π_θ^(1+1/β) is π_{(1+1/β)θ}. A `LinearSoftmax` is a `TabularLM` whose logits are linear
-in a trainable θ, so the law may also be a product over the tokens of a response. The worlds:
+in a trainable θ, so the distribution may also be a product over the tokens of a response. The worlds:
 
     hypercube     responses {±1/√d}^d, φ(y) = y, as d tokens of one bit each: bit i is + with probability σ(2θ_i/√d).
                   C_cov = (1 + e^(−2/d))^d → 2^d/e at θ = y*: drawing needs exponentially many samples, exploring d

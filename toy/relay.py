@@ -350,7 +350,7 @@ def distill_values(world: World, questions: np.ndarray, values: np.ndarray, rng)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The author's exact law: what a perfect model of `author_drafts` would predict
+# The author's exact distribution: what a perfect model of `author_drafts` would predict
 
 
 def author_law(world: World, questions: np.ndarray, prefix: np.ndarray) -> np.ndarray:
@@ -406,7 +406,8 @@ def author_law(world: World, questions: np.ndarray, prefix: np.ndarray) -> np.nd
 
 
 def sample_author_law(world: World, questions: np.ndarray, rng, temperature: float = 1.0):
-    """Drafts from the author's law, each token's law sharpened to p^(1/temperature) (0 = greedy) -> drafts, logp [n].
+    """Drafts from the author's distribution, each token's distribution sharpened to p^(1/temperature) (0 = greedy) ->
+    drafts, logp [n].
 
     logp is the response's log-probability at temperature 1.
     """

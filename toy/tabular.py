@@ -1,10 +1,10 @@
-"""Language models given by a table, and the enumeration of any model's law.
+"""Language models given by a table, and the enumeration of any model's distribution.
 
-A `TabularLM` is a finite automaton: reading a token moves it from state to state, and each state has its own law of
-the next token, p(v | text) = softmax(logits[state(text)])[v]. With one state it is an i.i.d. model, with a state per
-token a Markov chain, with a state per prefix (a tree) any autoregressive law at all. It implements
-`reference.sampling.LanguageModel`, so the algorithms that run on a transformer run on it unchanged, and their output
-law is compared with `enumerate_law`, which lists the records of *any* model.
+A `TabularLM` is a finite automaton: reading a token moves it from state to state, and each state has its own
+distribution of the next token, p(v | text) = softmax(logits[state(text)])[v]. With one state it is an i.i.d. model,
+with a state per token a Markov chain, with a state per prefix (a tree) any autoregressive distribution at all. It
+implements `reference.sampling.LanguageModel`, so the algorithms that run on a transformer run on it unchanged, and
+their output distribution is compared with `enumerate_law`, which lists the records of *any* model.
 """
 
 from __future__ import annotations
@@ -85,15 +85,17 @@ class TabularLM(nn.Module):
 
     @classmethod
     def markov(cls, probs: Sequence[Sequence[float]], dtype: torch.dtype = torch.float32) -> TabularLM:
-        """A Markov chain: probs[v] is the law of the token after v."""
+        """A Markov chain: probs[v] is the distribution of the token after v."""
         table = np.asarray(probs)
         logits = as_logits(np.concatenate((np.full_like(table[:1], 1 / len(table)), table)), dtype)  # state v + 1
         return cls(logits, torch.arange(1, len(table) + 1).expand(logits.shape).contiguous())
 
     @classmethod
-    def tree(cls, laws: Mapping[Record, Sequence[float]], vocab_size: int, dtype: torch.dtype = torch.float32):
-        """Any law by hand: laws[text] is the law of the token after a text (prompt included). A text that is not
-        listed has the uniform law, and so has everything after it."""
+    def tree(
+        cls, laws: Mapping[Record, Sequence[float] | np.ndarray], vocab_size: int, dtype: torch.dtype = torch.float32
+    ):
+        """Any distribution by hand: distributions[text] is the distribution of the token after a text (prompt
+        included). A text that is not listed has the uniform distribution, and so has everything after it."""
         known = [text for text in sorted(laws, key=len) if text]
         state = {text: i + 1 for i, text in enumerate(known)}  # 0: the empty text
         lost = len(state) + 1
@@ -110,7 +112,7 @@ class TabularLM(nn.Module):
         cls, vocab_size: int, depth: int, *, concentration: float = 1.0, seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> TabularLM:  # fmt: skip
-        """A Dirichlet(concentration) law after every text of up to `depth` tokens: vocab^(depth+1) numbers."""
+        """A Dirichlet(concentration) distribution after every text of up to `depth` tokens: vocab^(depth+1) numbers."""
         states = sum(vocab_size**d for d in range(depth + 1))
         table = np.random.default_rng(seed).dirichlet(np.full(vocab_size, concentration), size=states)
         children = np.arange(states)[:, None] * vocab_size + 1 + np.arange(vocab_size)  # a complete tree, by level
@@ -137,9 +139,9 @@ class Memo:
 
 
 def as_logits(probs: np.ndarray, dtype: torch.dtype) -> Tensor:
-    """log p, after checking that each row is a law."""
+    """log p, after checking that each row is a distribution."""
     if (probs < 0).any() or not np.allclose(probs.sum(-1), 1, atol=1e-9):
-        raise ValueError("every row of a table of laws must be non-negative and sum to 1")
+        raise ValueError("every row of a table of distributions must be non-negative and sum to 1")
     with np.errstate(divide="ignore"):
         return torch.from_numpy(np.log(probs)).to(dtype)
 

@@ -11,13 +11,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from tyro.conf import Positional
 
 from reference.checkpoints import find_folder, read_json, write_whole
 from reference.evaluation.tasks import Task
@@ -55,7 +56,7 @@ class Checkpoint:
         most = self.max_length or Config.from_json(self.folder() / "config.json").max_position_embeddings
         return max(1, most - min(1024, most // 2))
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype is {self.dtype!r}; it must be auto, {', '.join(DTYPES)}")
 
@@ -79,12 +80,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Input:
-    prompt: str | None = None  # the question, or with --raw the text to continue; none: see --file
+    prompt: Positional[str | None] = None  # the question, or with --raw the text to continue; none: see --file
     file: str | None = None  # text with a prompt on each line, or .jsonl of objects; "-", or no prompt: stdin
     format: str | None = None  # of --file, if it is a task: math500, gsm8k, gpqa, aime, humaneval or plain
     raw: bool = False  # continue the text as it is, without role or chat template
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         if self.prompt is not None and self.file is not None:
             raise ValueError("a prompt and --file were given; give one of them")
         if self.format is not None and self.file in (None, "-"):
@@ -120,12 +121,19 @@ def read_line(name: str, number: int, line: str) -> dict[str, Any]:
         raise ValueError(f'{name}, line {number} is not an object with a "prompt", "problem" or "question"') from None
 
 
+@dataclass(frozen=True)
+class Grading:
+    grader: str | None = None  # exact, numeric, choice, math or code; none: the format's usual one
+    allow_code_execution: bool = False  # run code that the model wrote, with limits that are no security boundary
+
+
 @dataclass
 class Asked:
     """Prompts and the model that they are for, which is loaded when it is first looked at."""
 
+    n = 1  # responses to each prompt, if the command has no such setting
+
     input: Input = field(default_factory=Input)
-    n: int = 1  # responses to each prompt
     seed: int = 0  # what all randomness follows from
     slots: int | None = None  # requests decoded at a time; none: as many as fit the memory
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -159,10 +167,12 @@ class Asked:
 
     def draw(self, sampler: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         """A sampler of responses to ids, such as `generate` or `power_sample`, on the prompts."""
-        return sampler(
-            self.speaker.model, self.prompts, *args, stop_ids=self.speaker.stop_ids, seed=self.seed, keys=self.keys,
-            slots=self.slots, **settings,
-        )  # fmt: skip
+        return sampler(self.speaker.model, self.prompts, *args, **self.drawing, **settings)
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """What all samplers are told."""
+        return {"stop_ids": self.speaker.stop_ids, "seed": self.seed, "keys": self.keys, "slots": self.slots}
 
     def discuss(self, algorithm: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         """An algorithm that composes prompts in words and answers once, asked n times about each question."""
@@ -172,6 +182,11 @@ class Asked:
         keys = [child_seed(key_of(key), j) if j else key for key in self.keys for j in range(self.n)]
         settings |= {"seed": self.seed, "keys": keys, "slots": self.slots}
         return algorithm(self.speaker, questions, *args, **settings)
+
+
+@dataclass
+class AskedOften(Asked):
+    n: int = 1  # responses to each prompt
 
 
 def prompt_ids(speaker: TextModel, question: str, raw: bool = False) -> list[int]:
@@ -201,7 +216,7 @@ class Output:
     out: str | None = None  # a file to write to; none: stdout
     json: bool = False  # a line of JSON for each prompt: texts, tokens, log-probabilities, costs
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         if self.out is not None:
             check_writable(self.out)
 
@@ -282,20 +297,16 @@ class Method:
 
     name: str
     function: Callable[..., Answers]
-    arguments: dict[str, Any]
+    config: Any
 
     def __call__(self, asked: Asked) -> Answers:
         more = {"output": Output()} if "output" in inspect.signature(self.function).parameters else {}
-        return self.function(asked, **self.arguments, **more)
+        return self.function(asked, self.config, **more)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Of the method, by name: what makes two runs the same."""
         found: dict[str, Any] = {"method": self.name}
-        for name, value in self.arguments.items():
-            if is_dataclass(value) and not isinstance(value, type):
-                prefix = "" if name == "config" else f"{name}."
-                found |= {prefix + each: part for each, part in asdict(value).items()}
-            else:
-                found[name] = value
+        for name, value in asdict(self.config).items():
+            found |= {f"{name}.{part}": x for part, x in value.items()} if isinstance(value, dict) else {name: value}
         return json.loads(json.dumps(found))

@@ -67,7 +67,7 @@ class ChainSettings:
 
 @dataclass
 class Slots(Table):
-    """What is known of each chain, [S] where nothing else is said; all int64."""
+    """What is known of each chain, int64 [S] where nothing else is said."""
 
     request: Tensor  # index into the history
     key: Tensor
@@ -75,7 +75,7 @@ class Slots(Table):
     step: Tensor  # the last step that has been looked at
     seeds: Tensor  # [S, tries]: of the tokens of each try; the first is that of cuts and acceptances
     waited: Tensor  # calls of the model while any lane was busy: tokens that wait for each other
-    over: Tensor  # 1: the request has ended
+    over: Tensor  # bool: the request has ended
 
 
 @dataclass
@@ -139,8 +139,8 @@ class Rule(Protocol):
     def propose(self, chains: Chains, slots: Tensor) -> Tensor:
         """Take these chains to the next steps that decode anything. Returns those that have no step left."""
 
-    def result(self, chains: Chains, slots: Tensor) -> tuple[Samples, Tensor]:
-        """As `Machine.result`."""
+    def ordered(self, chains: Chains, slots: Tensor) -> Tensor:
+        """The slots of whole groups in the order of their requests."""
 
 
 class Chains:
@@ -150,22 +150,22 @@ class Chains:
         self.settings, self.rule, self.group = settings, rule, rule.group
         device, S, cut, massed = plan.model.device, plan.slots, settings.cut, settings.weighs_cuts
         parts = [rule.measure] * (rule.measures > 0)
-        if not isinstance(cut, str) or massed:  # measured last
-            parts.append(entropy if isinstance(cut, str) else lambda logits: cut(logits.double())[:, None])
+        if not isinstance(cut, str):  # what cuts depend on is measured last
+            parts.append(lambda logits: cut(logits.double())[:, None])
+        elif massed:
+            parts.append(entropy)
         measures = rule.measures + massed
         self.prompts = Prompts(plan.model, plan.prompts, S)
         self.decoder = Decoder(
             plan, lambda logits, logp: rule.distribution(self, logits, logp), rows=S * settings.lanes,
-            prompts=self.prompts,
-            measure=side_by_side(parts),
-            measures=measures, weighed=True, massed=massed,
+            prompts=self.prompts, measure=side_by_side(parts), measures=measures, weighed=True, massed=massed,
         )  # fmt: skip
         texts = Texts.empty(S, plan.horizon, device, measures, weighed=True, massed=massed)
         self.records = Store(plan.model, texts, self.prompts.longest + plan.horizon)
         zeros = torch.zeros((5, S), dtype=torch.int64, device=device)
         self.slots = Slots(
             request=zeros[0], key=zeros[1], sample=zeros[2], step=zeros[3], seeds=rule.seeds.expand(S, -1).clone(),
-            waited=zeros[4], over=torch.ones_like(zeros[4]),
+            waited=zeros[4], over=torch.ones_like(zeros[4]).bool(),
         )  # fmt: skip
         idle = torch.full((S * settings.lanes,), IDLE, device=device)
         self.lanes = Lanes(idle, torch.zeros_like(idle, dtype=torch.float64))
@@ -173,7 +173,6 @@ class Chains:
         numbers = torch.zeros((2, *shape), dtype=torch.int64, device=device)
         accepted, behind = torch.ones_like(numbers[0]).bool(), torch.zeros_like(numbers[0]).bool()
         self.history = History(numbers[0], numbers[1], accepted, behind)
-        self.waited = torch.zeros_like(plan.requests.index)  # as of the slots, by request
 
     # -- the machine ---------------------------------------------------------------------------------------------------
 
@@ -183,7 +182,7 @@ class Chains:
         texts, own, lanes = self.records.texts, self.slots, self.rows(slots).flatten()
         texts.length[slots], texts.finished[slots] = 0, False
         own.request[slots], own.key[slots], own.sample[slots] = requests.index, requests.key, requests.sample
-        own.step[slots], own.waited[slots], own.over[slots] = -1, 0, 0
+        own.step[slots], own.waited[slots], own.over[slots] = -1, 0, False
         self.decoder.rows.decoded[lanes] = 0
         self.free(lanes)
         self.rule.start(self, slots)
@@ -195,17 +194,16 @@ class Chains:
         ladders = running.view(-1, self.group * self.settings.lanes).any(1)
         self.slots.waited += ladders.repeat_interleave(self.group)
         ended = decoder.advance() | self.weigh(at, running)
-        over = torch.zeros_like(self.slots.over, dtype=torch.bool)
+        over = torch.zeros_like(self.slots.over)
         if ended.any():
             waiting = ~decoder.rows.active & (self.lanes.step < IDLE)
             if len(slots := self.rule.decide(self, waiting.view(len(self.slots), -1))):
                 over[self.rule.propose(self, slots)] = True
                 self.slots.over |= over
-                self.waited[self.slots.request[over]] = self.slots.waited[over]
         return over
 
     def running(self) -> Tensor:
-        return self.slots.over == 0
+        return ~self.slots.over
 
     def keep(self, slots: Tensor) -> None:
         rows = self.rows(slots).flatten()
@@ -213,11 +211,10 @@ class Chains:
         self.decoder.keep(rows)
         self.slots, self.lanes = self.slots[slots], self.lanes[rows]
 
-    def result(self, slots: Tensor) -> tuple[Samples, Tensor]:
-        return self.rule.result(self, slots)
-
-    def decoded(self, slots: Tensor) -> Tensor:
-        return self.decoder.rows.decoded[self.rows(slots)].sum(1)
+    def result(self, slots: Tensor) -> tuple[Samples, Tensor, Tensor]:
+        slots = self.rule.ordered(self, slots)
+        decoded = self.decoder.rows.decoded[self.rows(slots)].sum(1)
+        return self.records.texts[slots].samples(), decoded, self.slots.waited[slots]
 
     # -- lanes ---------------------------------------------------------------------------------------------------------
 
@@ -279,7 +276,7 @@ class Chains:
     def values(self, rows: Tensor) -> Tensor:
         """Those of proposals that have ended. ValueError: one is not a number."""
         if (value := self.value(self.decoder.texts)[rows]).isnan().any():
-            raise ValueError("the model's logits are not a law (NaN or infinite) in a proposal; try float32 weights")
+            raise ValueError("the model's logits are not finite in a proposal; try float32 weights")
         return value
 
     # -- the steps to come ---------------------------------------------------------------------------------------------
@@ -309,8 +306,8 @@ class Chains:
         return Steps(at, step, horizon, cut, cut >= length, threshold, decodes, first, u, rank)
 
     def draw_cuts(self, slots: Tensor, u: Tensor, horizon: Tensor) -> Tensor:
-        """The positions, from 0, that u in [0, 1) draws from the law of the cut of the records in some slots; all [k].
-        For cut="horizon" they may lie behind the record's end."""
+        """The positions, from 0, that u in [0, 1) draws from the distribution of the cut of the records in some slots;
+        all [k]. For cut="horizon" they may lie behind the record's end."""
         if not self.settings.weighs_cuts:
             return (u * (horizon if self.settings.cut == "horizon" else self.records.texts.length[slots])).long()
         length = self.records.texts.length[slots, None]

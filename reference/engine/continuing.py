@@ -28,16 +28,15 @@ class Continuing(Decoder):
         self.request = torch.zeros(plan.slots, dtype=torch.int64, device=plan.model.device)
         self.kept = plan.model.new_cache(len(plan.requests), self.cache.capacity) if keep else None
 
-    def load(self, rows: Tensor, requests: Requests) -> None:
+    def place(self, rows: Tensor, requests: Requests) -> Tensor:
         self.request[rows] = requests.index
         if self.given is None:
-            return super().load(rows, requests)
+            return super().place(rows, requests)
         given, texts = self.given, self.texts
         length, start = given.lengths[requests.index], self.prompts.length[requests.prompt]
         if self.beginnings is not None:
-            before = self.beginnings.prefilled.sum()
             self.beginnings.fetch(self, rows, requests.index)
-            self.prompts.prefilled[requests.prompt[0]] += self.beginnings.prefilled.sum() - before
+            self.prompts.prefilled = self.beginnings.prefilled.view(len(self.prompts.length), -1).sum(1)
         elif self.source is not None and (longest := int((start + length).max()) - 1):
             kept = self.source.rows.flatten()[requests.index]
             self.cache.copy_rows(kept, rows, other=self.source.cache, length=longest)
@@ -45,15 +44,13 @@ class Continuing(Decoder):
         h = given.tokens.shape[1]
         texts.tokens[rows, :h], texts.logp[rows, :h] = given.tokens[requests.index], given.logp[requests.index]
         texts.logq[rows, :h] = given.logq[requests.index]
-        self.rows.limit[rows], self.rows.decoded[rows] = requests.limit, 0
-        self.rows.uniforms[rows] = self.numbers(requests.key, requests.sample, torch.zeros_like(rows))
-        self.resume(rows, length)
+        return length
 
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
         self.request = self.request[rows]
 
-    def result(self, slots: Tensor) -> tuple[Samples, Tensor]:
+    def result(self, slots: Tensor) -> tuple[Samples, Tensor, Tensor]:
         if self.kept is not None:
             longest = int((self.texts.start + self.texts.length)[slots].max()) - 1
             self.kept.copy_rows(slots, self.request[slots], other=self.cache, length=max(1, longest))

@@ -68,6 +68,7 @@ class Slots(Table):
     request: Tensor
     key: Tensor
     sample: Tensor
+    waited: Tensor  # tokens that waited for each other
 
 
 class Lookahead:
@@ -90,12 +91,12 @@ class Lookahead:
         self.rollouts = Branches(plan, (K, rollouts), rollout_law, rollout_seed, self.trunk)
         self.chunks = Branches(plan, (K,), chunk_law, plan.seed, self.trunk) if chunk else None
         self.prompts = self.trunk.prompts
-        self.slots = Slots(*torch.zeros((3, plan.slots), dtype=torch.int64, device=plan.model.device))
-        self.decisions, self.clipped, self.waited = torch.zeros_like(plan.requests.index).repeat(3, 1)
+        self.slots = Slots(*torch.zeros((4, plan.slots), dtype=torch.int64, device=plan.model.device))
+        self.decisions, self.clipped = torch.zeros_like(plan.requests.index).repeat(2, 1)
 
     def load(self, slots: Tensor, requests: Requests) -> None:
         self.trunk.load(slots, requests)
-        self.slots.put(slots, Slots(requests.index, requests.key, requests.sample))
+        self.slots.put(slots, Slots(requests.index, requests.key, requests.sample, torch.zeros_like(slots)))
 
     def advance(self) -> Tensor:
         """One token or chunk for every response; bool [S]: those that it has ended."""
@@ -124,7 +125,7 @@ class Lookahead:
         """Begin rows with the likeliest tokens; log p^α of each, [n, K]."""
         (K, M), branches, texts = self.rollouts.shape, self.rollouts, self.rollouts.texts
         self.trunk.advance()  # for its logits; the token that it draws is overwritten
-        self.waited[self.slots.request[slots]] += 1
+        self.slots.waited[slots] += 1
         ids, logp = self.trunk.measured[slots].split(K, 1)
         rows, here = rows.flatten(), at.repeat_interleave(K * M)
         branches.take(rows, self.trunk, slots.repeat_interleave(K * M), here + 1)
@@ -150,7 +151,7 @@ class Lookahead:
         """Decode rows of some slots to their ends, and count it."""
         decoded = branches.finish(rows, self.slots.key[slots], self.slots.sample[slots], step).flatten(1)
         self.trunk.rows.decoded[slots] += decoded.sum(1)
-        self.waited[self.slots.request[slots]] += decoded.amax(1)
+        self.slots.waited[slots] += decoded.amax(1)
 
     def running(self) -> Tensor:
         return self.trunk.rows.active
@@ -162,8 +163,9 @@ class Lookahead:
         self.trunk.keep(slots)
         self.slots = self.slots[slots]
 
-    def result(self, slots: Tensor) -> tuple[Samples, Tensor]:
-        return self.trunk.result(slots)
+    def result(self, slots: Tensor) -> tuple[Samples, Tensor, Tensor]:
+        samples, decoded, _ = self.trunk.result(slots)
+        return samples, decoded, self.slots.waited[slots]
 
 
 def likeliest(logits: Tensor, k: int) -> Tensor:

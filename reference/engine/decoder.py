@@ -75,17 +75,21 @@ class Decoder(Store):
         )  # fmt: skip
         self.measured = torch.zeros((rows, measures), dtype=torch.float64, device=device)
 
-    def load(self, rows: Tensor, requests: Requests) -> None:
-        """Put request i into row rows[i] (int64 [n], distinct)."""
-        self.prompts.fetch(self, rows, requests.prompt)
+    def load(self, rows: Tensor, requests: Requests, step: Tensor | int = 0) -> None:
+        """Put request i into row rows[i] (int64 [n], distinct); step: of its random numbers (int64 [n])."""
+        length = self.place(rows, requests)
         self.rows.limit[rows], self.rows.decoded[rows] = requests.limit, 0
-        self.rows.uniforms[rows] = self.numbers(requests.key, requests.sample, torch.zeros_like(rows))
-        self.resume(rows, torch.zeros_like(rows))
+        self.rows.uniforms[rows] = self.numbers(requests.key, requests.sample, step)
+        self.resume(rows, length)
 
-    def numbers(self, key: Tensor, sample: Tensor, step: Tensor, seed: int | None = None) -> Tensor:
+    def place(self, rows: Tensor, requests: Requests) -> Tensor:
+        """Have the texts that requests begin with in rows; how long their responses are, int64 [n]."""
+        self.prompts.fetch(self, rows, requests.prompt)
+        return torch.zeros_like(rows)
+
+    def numbers(self, key: Tensor, sample: Tensor, step: Tensor | int) -> Tensor:
         """The random numbers of addresses (int64 [n] each) for all positions: float64 [n, horizon + 1]."""
-        state = address(self.seed if seed is None else seed, key, sample, step)
-        return unit(absorb(state[:, None], self.columns))
+        return unit(absorb(address(self.seed, key, sample, step)[:, None], self.columns))
 
     def resume(self, rows: Tensor, position: Tensor) -> None:
         """Keep the first position[i] response tokens of row rows[i]; the next token is drawn after them, unless they
@@ -140,8 +144,9 @@ class Decoder(Store):
     def running(self) -> Tensor:
         return self.rows.active
 
-    def result(self, slots: Tensor) -> tuple[Samples, Tensor]:
-        return self.texts[slots].samples(), self.rows.decoded[slots]
+    def result(self, slots: Tensor) -> tuple[Samples, Tensor, Tensor]:
+        decoded = self.rows.decoded[slots]
+        return self.texts[slots].samples(), decoded, decoded
 
 
 class Prompts:

@@ -15,7 +15,7 @@ from torch import Tensor
 from reference.engine.chains import Chains, ChainSettings
 from reference.engine.prefetching import InOrder
 from reference.engine.requests import Plan
-from reference.interface import Samples, child_seed, log_law
+from reference.interface import child_seed, log_law
 from reference.randomness import SWAP, int64, uniform
 
 
@@ -57,7 +57,7 @@ class Ladders(InOrder):
     def decide(self, chains: Chains, ended: Tensor) -> Tensor:
         slots = super().decide(chains, ended)
         waits = ~chains.decoder.rows.active.view(-1, self.group).any(1)
-        touched = torch.zeros_like(chains.slots.over).index_fill_(0, slots, 1).view(-1, self.group).any(1)
+        touched = torch.zeros_like(chains.slots.over).index_fill_(0, slots, True).view(-1, self.group).any(1)
         return self.slots_of((waits & touched).nonzero()[:, 0])
 
     def slots_of(self, ladders: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class Ladders(InOrder):
             return
         own, texts = chains.slots, chains.records.texts
         before = own.request[slots]
-        at = slots.view(-1, self.group).gather(1, before.view(-1, self.group).argsort(1))  # [ladders, K]: by rung
+        at = self.ordered(chains, slots).view(-1, self.group)  # [ladders, K]: by rung
         beyond = chains.decoder.columns >= texts.length[at][..., None]
         logp = texts.logp[at].double().masked_fill(beyond, 0).sum(-1)
         ladder, key, sample, step = (
@@ -112,8 +112,7 @@ class Ladders(InOrder):
         texts.weight[slots, 1:] = (zeta.clamp(max=0) if self.falling else zeta).cumsum(1)
         texts.low[slots] = 1.0  # no number is in [1, high): these tokens are not known to repeat
 
-    def result(self, chains: Chains, slots: Tensor) -> tuple[Samples, Tensor]:
-        """In the order of the rungs."""
+    def ordered(self, chains: Chains, slots: Tensor) -> Tensor:
+        """By ladder, and in it by rung."""
         order = chains.slots.request[slots].view(-1, self.group).argsort(1)
-        slots = slots.view(-1, self.group).gather(1, order).flatten()
-        return super().result(chains, slots)
+        return slots.view(-1, self.group).gather(1, order).flatten()

@@ -40,44 +40,49 @@ class Machine(Protocol):
     def keep(self, slots: Tensor) -> None:
         """Drop all slots but these; they are 0 .. len(slots) − 1 from now on."""
 
-    def result(self, slots: Tensor) -> tuple[Samples, Tensor]:
-        """The responses of slots whose requests have ended, [n, 1], and the tokens decoded for each, int64 [n]."""
+    def result(self, slots: Tensor) -> tuple[Samples, Tensor, Tensor]:
+        """The responses of slots whose requests have ended, [n, 1]; for each the tokens that were decoded, and how many
+        of them waited for each other, int64 [n]."""
 
 
 def run(machine: Machine, plan: Plan, label: str) -> Generation:
     """All requests of a plan through a machine's slots: [prompts, requests for each]."""
     requests, S, device = plan.requests, plan.slots, plan.model.device
     R = len(requests)
-    results, decoded = Samples.empty(R, 1, plan.horizon, device), torch.zeros_like(requests.index)
+    results, (decoded, waited) = (
+        Samples.empty(R, 1, plan.horizon, device),
+        torch.zeros_like(requests.index).repeat(2, 1),
+    )
     free = torch.arange(S, device=device)
     of = torch.zeros_like(free)  # the request in each slot
     loaded = done = 0
     with tqdm(total=R, desc=label, unit="response", disable=None, leave=False) as progress:
         while done < R:
-            at_once = torch.zeros_like(of, dtype=torch.bool)  # requests that are over as they begin
+            over = free[:0]  # slots whose requests are over as they begin
             if len(free := free[: R - loaded]):
                 of[free] = requests.index[loaded : loaded + len(free)]
                 machine.load(free, requests[of[free]])
                 loaded += len(free)
-                at_once[free] = ~machine.running()[free]
+                over = free[~machine.running()[free]]
             else:  # no request waits
                 groups = machine.running().view(-1, machine.group).any(1)
                 going = groups.repeat_interleave(machine.group).nonzero()[:, 0]
                 machine.keep(going)
-                of, at_once, S = of[going], at_once[going], len(going)
+                of, S = of[going], len(going)
             enough = max(1, S // REFILL) if loaded < R else max(1, S - S // SHRINK)
-            waiting = machine.advance() | at_once
+            waiting = machine.advance()
+            waiting[over] = True
             while (count := int(waiting.sum())) < min(enough, loaded - done):
                 waiting |= machine.advance()
             free = waiting.nonzero()[:, 0]
-            ended, tokens = machine.result(free)
+            ended, decoded[of[free]], waited[of[free]] = machine.result(free)
             plan.check_finite(ended.logp[:, 0], of[free])
             results.put(of[free], ended)
-            decoded[of[free]] = tokens
             done += count
             progress.update(count)
     P, n = R // plan.each, plan.each
-    samples, decoded = Samples(*(x.view(P, n, *x.shape[2:]) for x in results.tensors())), decoded.view(P, n)
+    samples = Samples(*(x.view(P, n, *x.shape[2:]) for x in results.tensors()))
+    decoded, waited = decoded.view(P, n).sum(1), waited.view(P, n).amax(1)
     charged, calls = machine.prompts.length * n, torch.full((P,), n, device=device)
-    counts = torch.stack((charged, machine.prompts.prefilled, decoded.sum(1), decoded.amax(1), calls), 1)
+    counts = torch.stack((charged, machine.prompts.prefilled, decoded, waited, calls), 1)
     return Generation(samples, [Cost(*count) for count in counts.tolist()])

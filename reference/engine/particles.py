@@ -8,7 +8,7 @@ cache row. A cloud ends with its last particle.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,9 +71,8 @@ class Clouds:
 
     def load(self, slots: Tensor, requests: Requests) -> None:
         """Begin clouds: requests i · N + j are the particles j of cloud i, each with random numbers of its own."""
-        self.decoder.load(slots, requests)
         sample, particle = requests.sample // self.group, requests.sample % self.group
-        self.decoder.rows.uniforms[slots] = self.decoder.numbers(requests.key, sample, particle)
+        self.decoder.load(slots, replace(requests, sample=sample), step=particle)
         nothing = torch.zeros_like(slots)
         self.slots.put(slots, Particles(requests.index, requests.key, sample, nothing, *2 * [nothing.double()]))
 
@@ -135,5 +134,6 @@ class Clouds:
         self.decoder.keep(slots)
         self.slots = self.slots[slots]
 
-    def result(self, slots: Tensor) -> tuple[Samples, Tensor]:
-        return self.decoder.result(slots)
+    def result(self, slots: Tensor) -> tuple[Samples, Tensor, Tensor]:
+        samples, decoded, _ = self.decoder.result(slots)
+        return samples, decoded, self.slots.time[slots]

@@ -19,7 +19,6 @@ from reference.engine.chains import IDLE, Chains, ChainSettings
 from reference.engine.decoder import filtered
 from reference.engine.records import first_difference
 from reference.engine.requests import Plan
-from reference.interface import Samples
 from reference.randomness import int64
 
 
@@ -88,5 +87,5 @@ class InOrder:
         chains.begin(rows.gather(1, idle_first.gather(1, steps.rank[:, None]))[:, 0], steps)
         return over[(lanes.step[chains.rows(over)] == IDLE).all(1)]
 
-    def result(self, chains: Chains, slots: Tensor) -> tuple[Samples, Tensor]:
-        return chains.records.texts[slots].samples(), chains.decoded(slots)
+    def ordered(self, chains: Chains, slots: Tensor) -> Tensor:
+        return slots

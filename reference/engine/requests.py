@@ -49,7 +49,7 @@ class Plan:
             prompt = self.order[prompt]
             name = f" (key {self.names[prompt]!r})" if self.names is not None else ""
             raise ValueError(
-                f"the model's logits are not a law (NaN or infinite) for prompt {prompt}{name}, sample {sample}, at "
+                f"the model's logits are not finite for prompt {prompt}{name}, sample {sample}, at "
                 f"response position {position}; try float32 weights"
             )
 

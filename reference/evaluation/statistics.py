@@ -19,7 +19,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def accuracy(scores: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+def accuracy(scores: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
     """(mean, lower, upper) of the problems' scores in [0, 1].
 
     Right-or-wrong scores get the exact binomial interval (Clopper-Pearson). Shares (of several samples of a problem)

@@ -5,7 +5,7 @@ tokenizer.json says all there is to know about encoding and decoding; five more 
     tokenizer_config.json     which token is bos, eos, ...; the chat template (one, or a list of named ones)
     special_tokens_map.json   the same tokens, in old folders: read when tokenizer_config.json lists no added tokens
     chat_template.jinja       the chat template, in new folders: wins when present; more in additional_chat_templates/
-    generation_config.json    stop ids; its sampling defaults are never applied, they would change the law
+    generation_config.json    stop ids; its sampling defaults are never applied, they would change the distribution
     config.json               stop ids; the file is the model's, so it is read but not saved
 
 Four traps, and what is done about them.

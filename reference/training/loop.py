@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -159,13 +158,18 @@ def batch_rows(n: int, batch: int, seed: int, step: int) -> Tensor:
     return torch.cat(orders)[at - epochs[0] * n]
 
 
+def token_logp(model: Any, tokens: Tensor) -> Tensor:
+    """log π of each token but the first of whole texts int64 [n, width], with gradient: [n, width - 1]."""
+    logits = model(tokens[:, :-1])  # [n, width - 1, vocab]; column t predicts token t + 1
+    return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+
+
 def response_logp(model: Any, prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """log π of each response token, with gradient, [rows, longest response], 0 in the padding; and bool, where not."""
     texts = [torch.cat(pair) for pair in zip(prompts, responses)]
     tokens = nn.utils.rnn.pad_sequence(texts, batch_first=True).to(model.device)
     start, length = (torch.tensor([len(x) for x in part], device=model.device) for part in (prompts, responses))
-    logits = model(tokens[:, :-1])  # [rows, width - 1, vocab]; column t predicts token t + 1
-    logp = -F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(texts), -1)
+    logp = token_logp(model, tokens)
     time = torch.arange(int(length.max()), device=model.device)
     mask = time < length[:, None]
     columns = (start[:, None] - 1 + time).clamp(max=logp.shape[1] - 1)

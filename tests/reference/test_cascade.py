@@ -19,7 +19,7 @@ from reference.self_reward import model_as_judge
 from reference.text.chat_templates import chat_analyst, chat_templates, read_verdict
 from reference.text.text_model import Role, Stage, Templates, TextModel
 from tests.assertions import assert_frequency
-from tests.reference.test_text_model import CHAT, make_tokenizer
+from tests.reference.text.test_text_model import CHAT, make_tokenizer
 from toy.tabular import TabularLM
 
 SOLVE, RIGHT, WRONG, JUNK, INFER, YES, NO = range(7)

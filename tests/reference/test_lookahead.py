@@ -65,9 +65,7 @@ def shared(self, branches, rows, slots, step):
 
 
 roll = D.Lookahead.roll
-MUTANTS = {
-    "rollouts that are one": (D.Lookahead, "roll", shared),
-}
+MUTANTS = {"rollouts that are one": (D.Lookahead, "roll", shared)}
 
 
 @pytest.mark.claim("P19")

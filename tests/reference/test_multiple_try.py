@@ -9,8 +9,8 @@ from reference.engine.decoder import Decoder
 from reference.multiple_try import MultipleTryConfig, multiple_try
 from reference.power_sampling import PowerConfig, power_sample
 from tests.assertions import assert_same_samples
+from tests.reference.engine.test_prefetching import CASES, assert_same_chains
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, assert_law
-from tests.reference.test_prefetching import CASES, assert_same_chains
 
 CONFIG = MultipleTryConfig(alpha=4.0, block=2, steps=2, max_new_tokens=4, tries=3)  # TV(g, p^α) = .41 in the table
 

@@ -247,6 +247,30 @@ def test_the_engine_returns_the_pages_tokens(name, part, request):
     assert counts["stopped"] * STOPS <= counts["asked"]
 
 
+def unsure(logits):
+    """A cut weight of one's own: how unsure the model is of its likeliest token."""
+    return 1 - logits.softmax(-1).amax(-1)
+
+
+def stratified(u):
+    """A resampling rule of one's own: (u_i + i)/n."""
+    n = u.shape[-1]
+    return (u + torch.arange(n, device=u.device)) / n
+
+
+CHAINS = ("power_sampling", "multiple_try", "parallel_tempering")
+OWN = [
+    *[(name, {"cut": unsure, "max_new_tokens": 7}) for name in CHAINS],
+    ("power_smc", {"resampling": stratified, "ess_threshold": 0.9, "ramp": 0, "particles": 6, "max_new_tokens": 8}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "own"), OWN)
+def test_functions_of_ones_own(name, own):
+    counts = compare(name, range(CHUNK), fixed=own)
+    assert counts["stopped"] * STOPS <= counts["asked"]
+
+
 MANY = {"max_new_tokens": 5, "alpha": 2.0, "proposal_temperature": None, "early_reject": True, "tries": 3,
         "cut": "record", "ladder": None}  # fmt: skip
 OPEN = {"temperature": 1.0, "top_k": None, "top_p": 0.9, "max_new_tokens": 256}
@@ -301,7 +325,7 @@ exclude_also =
 
 @pytest.mark.slow
 def test_these_tests_alone_run_every_branch_of_the_engine(tmp_path):
-    """But for refusals, and captured steps, which need a GPU (`tests/reference/test_captured_step.py`)."""
+    """But for refusals, and captured steps, which need a GPU (`tests/reference/engine/test_captured_step.py`)."""
     settings, env = tmp_path / "coveragerc", os.environ | {"COVERAGE_FILE": str(tmp_path / "data")}
     settings.write_text(COVERAGE)
     run = [sys.executable, "-m", "coverage"]

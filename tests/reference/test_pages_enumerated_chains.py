@@ -72,6 +72,23 @@ def assert_kernel(world, config):
     return max([*off, assert_same(K, theory.kernel)])
 
 
+def unsure(logits):
+    """A cut weight of one's own: how unsure the model is of its likeliest token; 0 where it is certain."""
+    return 1 - logits.softmax(-1).amax(-1)
+
+
+@pytest.mark.parametrize("name", ["ties", "short"])
+def test_a_cut_of_ones_own_keeps_the_target(name):
+    """π K = π and detailed balance, of which theory knows nothing; and the cut is not that of the records."""
+    world = WORLDS[name]
+    own, records = (page_kernel(world, settings(world, cut=cut)) for cut in (unsure, "record"))
+    target = world.target(world.alpha)
+    assert_same(own.sum(1), np.ones(len(own)))
+    assert_same(target @ own, target)
+    assert_same(target[:, None] * own, (target[:, None] * own).T)
+    assert np.abs(own - records).max() > 0.01
+
+
 def test_the_worlds_are_hard():
     """The proposal is far from p^α, and so is the model; responses have several lengths."""
     assert sum(world.model.vocab_size >= 3 for world in WORLDS.values()) >= 2

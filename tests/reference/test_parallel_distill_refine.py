@@ -20,17 +20,12 @@ from figures.__main__ import RESULTS, fingerprint, module
 from reference.evaluation.statistics import accuracy
 from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.sampling import Cost, generate
-from reference.sequential_refinement import (
-    draws_for,
-    independent_drafts,
-    long_chain_of_thought,
-    sequential_refinement,
-)
+from reference.sequential_refinement import draws_for, independent_drafts, long_chain_of_thought, sequential_refinement
 from reference.text.chat_templates import chat_analyst, chat_templates
 from reference.text.ledger import Ledger
 from reference.text.text_model import Role, Stage, Templates, TextModel
 from tests.assertions import assert_frequency
-from tests.reference.test_text_model import CHAT, make_tokenizer
+from tests.reference.text.test_text_model import CHAT, make_tokenizer
 from theory.refinement import budgets, class_mix, operator, orbit, sequential
 from toy import relay
 from toy.abilities import RESULTS as WORLDS

@@ -143,10 +143,7 @@ def test_the_gradient(measured: Measured) -> None:
 
 @pytest.mark.claim("T15")
 def test_gradient_mutants() -> None:
-    for mutant in (
-        lambda *a: dpo_loss(*a) / 2,
-        lambda policy, y, other, beta: xpo_loss(policy, y, other, beta, 1e-3),
-    ):
+    for mutant in (lambda *a: dpo_loss(*a) / 2, lambda policy, y, other, beta: xpo_loss(policy, y, other, beta, 1e-3)):
         with pytest.raises(AssertionError):
             assert_gradient(mutant)
 

@@ -593,5 +593,5 @@ def test_truncation_is_what_it_says() -> None:
     ],
 )
 def test_bad_input_is_a_value_error(call: Callable[[], object]) -> None:
-    with pytest.raises(ValueError, match=r"law|rewards|N|mu"):
+    with pytest.raises(ValueError, match=r"distribution|rewards|N|mu"):
         call()

@@ -976,8 +976,7 @@ def test_alpha_one_mutants(alpha: float, rule: mc.Rule) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"steps": -1}, {"block": 0}, {"alpha": 0.0}, {"tau": -1.0}, {"horizon": 0}, {"top_k": 0}],
+    "settings", [{"steps": -1}, {"block": 0}, {"alpha": 0.0}, {"tau": -1.0}, {"horizon": 0}, {"top_k": 0}]
 )
 def test_bad_input_is_a_value_error(settings: dict) -> None:
     with pytest.raises(ValueError, match="needs"):

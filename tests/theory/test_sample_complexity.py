@@ -152,10 +152,7 @@ def test_sft_sharpens(measured: Measured) -> None:
 @pytest.mark.claim("T10")
 @pytest.mark.parametrize(
     ("bound", "draws"),
-    [
-        (sc.sft_failure_bound, lambda n_star, delta: 1),
-        (lambda *args: sc.sft_failure_bound(*args[:4]), sc.sft_draws),
-    ],
+    [(sc.sft_failure_bound, lambda n_star, delta: 1), (lambda *args: sc.sft_failure_bound(*args[:4]), sc.sft_draws)],
     ids=["one draw", "no C_cov/N*"],
 )
 def test_sft_mutants(bound: Callable, draws: Callable) -> None:

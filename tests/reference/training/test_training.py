@@ -430,7 +430,7 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 from dataclasses import replace
-from tests.reference.test_training import CONFIG, EXAMPLES, new_model
+from tests.reference.training.test_training import CONFIG, EXAMPLES, new_model
 from reference.training.loop import fit
 model = fit(new_model(), EXAMPLES, replace(CONFIG, epochs=20, save_every=1), state=sys.argv[1],
             after=lambda run: print(run.step, flush=True)).model

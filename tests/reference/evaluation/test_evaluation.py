@@ -114,7 +114,8 @@ def assert_same_results(path, whole):
 def test_a_killed_and_resumed_run_is_the_uninterrupted_one(toy, tmp_path):
     task, whole = toy
     out = tmp_path / "killed.jsonl"
-    command = [sys.executable, "-m", "tests.reference.test_evaluation", task, out, "pause=0.2"]  # the pause: for us
+    module = "tests.reference.evaluation.test_evaluation"
+    command = [sys.executable, "-m", module, task, out, "pause=0.2"]  # the pause: for us
     process = subprocess.Popen([*map(str, command)], cwd=ROOT)
     deadline = time.monotonic() + 90
     while not out.exists() or out.read_bytes().count(b"\n") <= 5:

@@ -57,6 +57,25 @@ def test_what_does_not_fit_is_refused():
         generate(model, PROMPTS, max_new_tokens=4, continuing=drawn, **{**COMMON, "samples_per_prompt": 2})
     with pytest.raises(ValueError, match="room for 3 tokens"):
         generate(model, PROMPTS, max_new_tokens=2, continuing=drawn, **COMMON)
+    with pytest.raises(ValueError, match="a response of 3 tokens where max_new_tokens is 2"):
+        generate(model, PROMPTS, max_new_tokens=[2, 5, 5], continuing=drawn, **COMMON)
+
+
+@pytest.mark.parametrize("slots", [3, 64])
+def test_each_prompt_pays_for_what_it_prefills(slots):
+    model = MODELS["table"]()
+    drawn = generate(model, PROMPTS, max_new_tokens=3, **COMMON).samples
+    costs = generate(model, PROMPTS, max_new_tokens=5, continuing=drawn, slots=slots, **COMMON).costs
+    due = [sum(len(prompt) + int(length) - 1 for length in own) for prompt, own in zip(PROMPTS, drawn.lengths)]
+    assert [cost.prefilled_tokens for cost in costs] == due and len({*due}) == 3
+
+
+def test_responses_that_are_at_their_end_are_returned_as_they_are():
+    model = MODELS["table"]()
+    drawn = generate(model, PROMPTS, max_new_tokens=3, keep_cache=True, **COMMON).samples
+    again = generate(model, PROMPTS, max_new_tokens=3, continuing=drawn, **COMMON)
+    assert_same_samples(again.samples, drawn)
+    assert again.cost.decoded_tokens == 0
 
 
 def test_the_worked_example_estimates_the_sum_of_powers_without_bias():

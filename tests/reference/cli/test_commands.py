@@ -4,27 +4,30 @@ What a method returned is checked by what is known of it anyway: log-probabiliti
 prompts are those of transformers, options are the fields of the settings.
 """
 
+import inspect
 import io
 import json
+import re
 import resource
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+import typing
+from dataclasses import dataclass, is_dataclass, replace
 
 import pytest
 import torch
 
 import reference.__main__ as command
-from reference.cli import asking, command_line, commands, listing
+from reference.cli import asking, listing, methods
 from reference.cli.asking import Asked, Checkpoint, Input
-from reference.cli.command_line import build, comments, make_parser, options_of
-from reference.parallel_tempering import TemperingConfig
+from reference.cli.command_line import load, options_of, parse, read_docstring, rules
+from reference.evaluation.tasks import Task
 from reference.power_sampling import PowerConfig
 from reference.text.text_model import TextModel
 from reference.text.tokenizer import Tokenizer
 from reference.transformer import Transformer
 from tests.conftest import ROOT
-from tests.reference.test_tokenizer import SENTENCES, TEMPLATES, byte_level
+from tests.reference.text.test_tokenizer import SENTENCES, TEMPLATES, byte_level
 from toy.relay import make_problems
 
 transformers = pytest.importorskip("transformers", reason="transformers writes the checkpoints")
@@ -393,7 +396,7 @@ def test_an_evaluation_is_interrupted_resumed_sharded_and_merged(run, task, tmp_
     ]
     whole, broken, merged = (tmp_path / f"{name}.jsonl" for name in ("whole", "broken", "merged"))
     said = run(*options, "--out", whole)
-    draw, calls = commands.power_sample, []
+    draw, calls = methods.power_sample, []
 
     def interrupted(*args, **settings):
         calls.append(1)
@@ -401,10 +404,10 @@ def test_an_evaluation_is_interrupted_resumed_sharded_and_merged(run, task, tmp_
             raise KeyboardInterrupt
         return draw(*args, **settings)
 
-    monkeypatch.setattr(commands, "power_sample", interrupted)
+    monkeypatch.setattr(methods, "power_sample", interrupted)
     run(*options, "--out", broken, code=130)
     assert f"6 of 10 problems are in {broken}; the same command goes on" in run.err
-    monkeypatch.setattr(commands, "power_sample", draw)
+    monkeypatch.setattr(methods, "power_sample", draw)
     run(*options, "--steps", 4, "--out", broken, code=2)
     assert "was written with steps = 3" in run.err
     assert run(*options, "--out", broken) == said
@@ -475,16 +478,11 @@ def test_the_methods_own_options_are_those_of_the_evaluation(run, task, tmp_path
 @dataclass(frozen=True)
 class Settings(PowerConfig):
     volume: float | None = 2.0  # how loud; 11 at most
-    horizon: int = 40  # most response tokens
     names: tuple[str, ...] = ("a", "b")  # whose
+    times: int = 3  # how often
 
 
-def shout(
-    asked: Asked,
-    config: Settings,
-    *,
-    times: int = 3,  # how often
-) -> asking.Answers:
+def shout(asked: asking.AskedOften, config: Settings) -> asking.Answers:
     """Say it loudly.
 
     Example: sharpen shout hello
@@ -492,64 +490,103 @@ def shout(
     """
     from reference.sampling import generate
 
-    assert (config.volume, config.names, times) == (None, ("c", "d"), 4)
+    assert (config.volume, config.names, config.times) == (None, ("c", "d"), 4)
     return asked.draw(generate, max_new_tokens=config.max_new_tokens, samples_per_prompt=asked.n)
 
 
-def test_a_method_is_one_function(run, tmp_path, monkeypatch):
-    """Nothing else is written: not a list, not a parser, not a help text."""
-    import inspect
-
-    more = tmp_path / "commands.py"
-    more.write_text(listing.COMMANDS.read_text() + "\n\n" + inspect.getsource(shout).replace("asking.", ""))
-    monkeypatch.setattr(listing, "COMMANDS", more)
-    monkeypatch.setattr(commands, "shout", shout, raising=False)
+def test_a_method_is_one_function(run, tmp_path, monkeypatch, task):
+    """Nothing else is written: not a list, not a parser, not a help text; and it can be evaluated."""
+    for file in ("methods.py", "training.py", "more.py"):
+        (tmp_path / file).write_text((listing.FOLDER / file).read_text())
+    with open(tmp_path / "methods.py", "a") as more:
+        more.write("\n\n" + inspect.getsource(shout))
+    monkeypatch.setattr(listing, "FOLDER", tmp_path)
+    monkeypatch.setattr(methods, "shout", shout, raising=False)
     assert "shout        Say it loudly." in run("--help")
     options = ["--volume", "none", "--names", "c,d", "--times", "4", "--max-new-tokens", "24"]
     assert run("shout", QUESTIONS[0], *options) == run("sample", QUESTIONS[0], "--max-new-tokens", "24")
+    assert "shout" in run("evaluate", "shout", *options, "--task", task, "-o", tmp_path / "out.jsonl")
     with pytest.raises(SystemExit) as done:
         run("shout", "--help")
     assert done.value.code == 0
 
 
+def every_command():
+    return [name for kind in listing.commands().values() for name in kind]
+
+
+def squeezed(text):
+    return "".join(char for char in text if char not in "│─╭╮╰╯ \n")
+
+
+def settings_in(kind):
+    """(class, field) of all settings of a command."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from settings_in(hint)
+        else:
+            yield kind, name
+
+
 def test_help_says_what_the_source_says(capsys):
-    for name, function in command_line.commands().items():
+    """Every field of every dataclass, with its comment; the examples; the pages of the method."""
+    for name in every_command():
         with pytest.raises(SystemExit):
             command.main([*name.split(), "--help"])
-        said = " ".join(capsys.readouterr().out.split())
-        notes, example, pages = command_line.read_docstring(function.__doc__)
-        assert notes and " ".join(notes).split()[0] in said
-        assert example and all(line.startswith("sharpen ") for line in example.splitlines())
-        for page in filter(None, pages.split(", ")):
-            assert (ROOT / "reference" / f"{page}.py").exists()
-        own = [option.path[-1] for option in options_of(function)].count("n") > 1  # then it is the one of two
-        for option in options_of(function):
-            if option.path == ("asked", "n"):
-                assert (command_line.say(option) in said) == (command_line.is_method(function) and not own)
+        said = squeezed(capsys.readouterr().out)
+        text, example, pages = read_docstring(load(name).__doc__)
+        assert squeezed(text)[:40] in said and squeezed(example) in said and squeezed(pages) in said
+        assert example and all(line.startswith("  sharpen ") for line in example.splitlines())
+        options = options_of(load(name)) if name != "evaluate" else options_of(load(name), methods.sample)
+        for kind, field in settings_in(options):
+            if kind is options or (field == "seed" and kind not in (Asked, asking.AskedOften, Task)):
                 continue
-            shown = command_line.say(option) if option.hint is not asking.Method else ""
-            assert " ".join(shown.replace("%%", "%").split()) in said or option.path[-1] == "seed"
-    assert comments(TemperingConfig)["block"] == "B, tokens by which the horizon grows"  # from its base
+            if name == "evaluate" and kind is Input and field != "raw":
+                assert field == "format" or f"--{field}STR" not in said
+                continue
+            source = [inspect.getsource(base) for base in kind.__mro__[:-1] if is_dataclass(base)]
+            found = [re.search(rf"^    {field}\b.*?# (.*)$", text, re.M) for text in source]
+            comment = next((each[1] for each in found if each), "")
+            assert squeezed(comment)[:30] in said, (name, field)
+
+
+def parsed(name, line, room=None):
+    return parse(options_of(load(name)), name, "", line.split(), rules(room))
 
 
 def test_options_are_the_settings():
-    for name, function in command_line.commands().items():
-        for each, hint, default in command_line.parameters(function):
-            kind = command_line.without_none(hint)[0]
-            if each in ("config", "cascade", "fitting", "lora"):
-                built = build(function, {}, None, ("asked", "out", "output"))[each]
-                assert built == (kind() if default is command_line.MISSING else default), name
-    parser, paths = make_parser("power", commands.power.__doc__, options_of(commands.power))
+    for name in every_command():
+        if name == "evaluate":
+            continue
+        needed = "-o x" if name.startswith("train") else "x.jsonl" if name == "report" else ""
+        built = vars(parsed(name, needed))
+        default = inspect.signature(load(name)).parameters
+        for each in {"config", "fitting"} & built.keys():
+            own = default[each].default
+            assert built[each] == (type(built[each])() if own is inspect.Parameter.empty else own), name
     line = "--alpha 2 --proposal-temperature none --cut record --horizon 9 --no-early-reject"
-    given = vars(parser.parse_args(line.split()))
-    values = {path: value for named, value in given.items() for path in paths[named]}
-    config = build(commands.power, values, 100)["config"]
+    config = parsed("power", line, 100).config
     assert config == replace(PowerConfig(), alpha=2.0, cut="record", max_new_tokens=9, early_reject=False)
-    assert build(commands.power, {}, 100)["config"].max_new_tokens == 100  # what the context leaves
-    assert (
-        build(commands.power, {"config.max_new_tokens": 900}, 100)["config"].max_new_tokens == 900
-    )  # but not against the user's word
-    assert build(commands.power, {}, 5000)["config"].max_new_tokens == PowerConfig().max_new_tokens
+    assert parsed("power", "", 100).config.max_new_tokens == 100  # what the context leaves
+    assert parsed("power", "--max-new-tokens 900", 100).config.max_new_tokens == 900  # not against the user's word
+    assert parsed("power", "", 5000).config.max_new_tokens == PowerConfig().max_new_tokens
+    config = parsed("verify", "--cascade-tokens 7 --tokens 8 --cascade-top-p none --stages a,b", 100).config
+    assert (config.max_new_tokens, config.cascade.max_new_tokens) == (8, 7)
+    assert config.cascade.top_p is None and config.cascade.stages == ("a", "b")
+    training = parsed("train sft", "-o x --no-lora --lora-rank 3 --lora-targets q_proj,up_proj").training
+    assert (training.lora, training.adapters.rank, training.adapters.targets) == (False, 3, ("q_proj", "up_proj"))
+
+
+def test_the_seed_is_that_of_all_settings(run, task, tmp_path, monkeypatch):
+    from reference.cli import training
+
+    seen = {}
+    monkeypatch.setattr(
+        training, "grpo", lambda *args, **settings: seen.update(config=args[3], fitting=args[4]) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        run("train", "grpo", "--file", task, "-o", tmp_path / "out", "--seed", 7)
+    assert (seen["config"].seed, seen["fitting"].seed) == (7, 7)
 
 
 def test_the_overview_needs_no_torch(tmp_path):
@@ -580,9 +617,9 @@ def test_the_overview_needs_no_torch(tmp_path):
         (["sing"], "there is no command 'sing'; there are sample, best-of-n"),
         (["train"], "there is no command 'train'; there are train sft"),
         (["train", "sing"], "there is no command 'train sing'; there are train sft"),
-        (["power", "1 + 1", "--alpha", "x"], "--alpha: invalid number value: 'x'"),
+        (["power", "1 + 1", "--alpha", "x"], "--alpha: could not convert string to float: 'x'"),
         (["power", "1 + 1", "--alpha", "-1"], "alpha is -1.0; it must be a positive number"),
-        (["power", "1 + 1", "--alhpa", "2"], "unrecognized arguments: --alhpa"),
+        (["power", "1 + 1", "--alhpa", "2"], "Unrecognized options: --alhpa"),
         (["power", "1 + 1", "--cut", "here"], "cut is 'here'; it must be"),
         (["best-of-n", "1 + 1", "--reward", "luck"], "reward is 'luck'; it must be one of log-probability"),
         (["best-of-n", "1 + 1", "--mu", "1", "--reward", "majority"], "the adaptive rule scores by log-probability"),
@@ -599,22 +636,19 @@ def test_the_overview_needs_no_torch(tmp_path):
         (["sample", "--file", "nowhere.txt"], "nowhere.txt: No such file"),
         (["sample", "hello"], "has a word that the relay world has not"),
         (["score", "1 + 1"], "prompt 1 has no response"),
-        (["train", "sft", "1 + 1"], "the following arguments are required: -o/--out"),
+        (["train", "sft", "1 + 1"], "Missing from sharpen train sft: -o STR, --out STR"),
         (["train", "sft", "1 + 1", "--out", "/dev/null/x"], "/dev/null"),
         (["info", "--model", "./nowhere"], "no such folder"),
         (["evaluate"], "give a method first, one of sample"),
         (["evaluate", "sing"], "give a method first, one of sample"),
-        (["evaluate", "sample", "--out", "x"], "the following arguments are required: --task"),
+        (["evaluate", "sample", "--out", "x"], "Missing from sharpen evaluate sample: --task"),
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--grader", "luck"], "grader is 'luck'"),
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--grader", "code"], "--allow-code-execution"),
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--format", "x"], "format is 'x'"),
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--shard", "2/2"], "shard is '2/2'"),
         (["evaluate", "sample", "--out", "{tmp}/no/x", "--task", "{task}"], "/no/x: No such file"),
-        (
-            ["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--stream"],
-            "unrecognized arguments: --stream",
-        ),
+        (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--stream"], "Unrecognized options: --stream"),
         (["report", "nowhere.jsonl"], "nowhere.jsonl"),
         (["report", "{task}"], "relay.jsonl"),
         (["train", "grpo", "1 + 1", "--out", "{tmp}/x"], "prompt 1 has no answer"),

@@ -1,0 +1,177 @@
+"""Training as commands: `train_sft` is `sharpen train sft`. Each writes a folder in Hugging Face's format, and its log;
+the same command goes on from where it was, and under torchrun the processes share the work."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from reference.checkpoints import write_whole
+from reference.cli.asking import Asked, Grading, check_writable
+from reference.evaluation.graders import make_grader
+from reference.evaluation.tasks import FORMATS, Problem
+from reference.grpo import GRPOConfig, grpo
+from reference.interface import Samples
+from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo_rounds
+from reference.self_verified_distillation import SVDConfig, self_verified_distillation
+from reference.sft_sharpening import SFTConfig, sft_sharpen
+from reference.training.distributed import Processes, processes, sample
+from reference.training.loop import FitConfig, train
+from reference.training.lora import LoRAConfig, add_lora
+
+GRPO_FIT = FitConfig(batch=1024, rate=1e-6)  # DeepSeekMath's
+SVD_FIT = FitConfig(batch=64, rate=2e-5, schedule="cosine", clip=0.2)  # 2605.26132's, for 4B
+
+
+@dataclass(frozen=True)
+class Training:
+    out: str  # folder for the trained model; the same command goes on from what is there
+    lora: bool = True  # train small additions to frozen layers, rather than all weights
+    adapters: LoRAConfig = field(default_factory=LoRAConfig)
+
+    def adapt(self, model: Any) -> Any:
+        return add_lora(model, self.adapters) if self.lora else model
+
+    def run(self, asked: Asked, learn: Callable[[Processes, Path], dict[str, Any]]) -> None:
+        """Train the model that is asked, and write it to the folder with what `learn` gives, training's log."""
+        folder = Path(self.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder / "log.json")
+        asked.questions  # noqa: B018 (read before the model is)
+        with processes() as here:
+            log = learn(here, folder / "training.pt")
+            if here.rank == 0:
+                asked.speaker.save_pretrained(folder)
+                write_whole(folder / "log.json", lambda part: part.write_text(json.dumps(log) + "\n"))
+                print(f"the trained model is in {folder}; ask it with --model {folder}")
+
+
+def train_sft(asked: Asked, config: SFTConfig, fitting: FitConfig, training: Training) -> None:
+    """SFT-Sharpening: learn the best of N own responses to each prompt (2412.01951).
+
+    Example: sharpen train sft --file problems.txt --out runs/sharper -n 32 --no-lora --epochs 3 --rate 1e-3 --clip 1
+    Page: sft_sharpening
+    """
+
+    def learn(here: Processes, state: Path) -> dict[str, Any]:
+        model, log = training.adapt(asked.speaker.model), {}
+
+        def minimise(loss: Any, policy: Any) -> Any:
+            tuned = train(policy, loss, fitting, state=state, trainer=here.trainer)
+            log.update(tuned.log)
+            return tuned.model
+
+        sharp = sft_sharpen(model, model, asked.prompts, config, minimise=minimise, sample=sample, **asked.drawing)
+        return {**log, "draws": sharp.chosen.draws.flatten().tolist(), "cost": asdict(sharp.cost)}
+
+    training.run(asked, learn)
+
+
+def train_dpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Training) -> None:
+    """RLHF-Sharpening, offline: regression to differences of the self-reward (2412.01951, DPO).
+
+    Example: sharpen train dpo --file problems.txt --out runs/sharper --pairs 4 --no-lora --epochs 3 --rate 1e-4
+    Page: rlhf_sharpening
+    """
+
+    def learn(here: Processes, state: Path) -> dict[str, Any]:
+        model, log = training.adapt(asked.speaker.model), {}  # its additions are 0 until trained: it is the base too
+
+        def minimise(loss: Any, policy: Any) -> Any:
+            tuned = train(policy, loss, fitting, state=state, trainer=here.trainer)
+            log.update(tuned.log)
+            return tuned.model
+
+        trained = dpo_sharpen(model, model, asked.prompts, config, minimise=minimise, sample=sample, **asked.drawing)
+        return {**log, "cost": asdict(trained.cost)}
+
+    training.run(asked, learn)
+
+
+def train_xpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Training) -> None:
+    """RLHF-Sharpening, online: XPO, with optimistic exploration; the last iterate is kept (2412.01951, Algorithm 1).
+
+    Every round fits the policy to all pairs so far, from where the last round left it.
+    Example: sharpen train xpo --file problems.txt --out runs/sharper --rounds 20 --no-lora --epochs 3 --rate 1e-4
+    Page: rlhf_sharpening
+    """
+
+    def learn(here: Processes, state: Path) -> dict[str, Any]:
+        base, losses = copy.deepcopy(asked.speaker.model), list[float]()
+        policy = training.adapt(asked.speaker.model)
+
+        def minimise(loss: Any, policy: Any) -> Any:
+            place = state.with_name(f"training-{len(losses) + 1}.pt")
+            tuned = train(policy, loss, fitting, state=place, trainer=here.trainer)
+            losses.append(tuned.log["loss"][-1])
+            return tuned.model
+
+        settings = {**asked.drawing, "keys": None}  # a prompt may come several times
+        rounds = xpo_rounds(base, policy, asked.prompts, config, minimise=minimise, sample=sample, **settings)
+        costs = [cost for _, _, cost in rounds]
+        return {"loss": losses, "cost": asdict(sum(costs[1:], costs[0]))}
+
+    training.run(asked, learn)
+
+
+def train_grpo(
+    asked: Asked, config: GRPOConfig, grading: Grading, training: Training, fitting: FitConfig = GRPO_FIT
+) -> None:
+    """GRPO, the RL baseline: the reward is a grader's, so the problems need answers (2402.03300).
+
+    Example: sharpen train grpo --file train.jsonl --format gsm8k --out runs/grpo --prompts 16 --group 8 --batch 128
+    Page: grpo
+    """
+    named = grading.grader or FORMATS[asked.input.format or "plain"].grader
+    grade = make_grader(named, grading.allow_code_execution)
+    for i, line in enumerate(asked.lines):
+        if "answer" not in line:
+            raise ValueError(f"prompt {i + 1} has no answer; give a --file of JSON lines that have, or a --format")
+    problems = [Problem(line.get("id", i), line["prompt"], str(line["answer"]), line.get("begin", ""))
+                for i, line in enumerate(asked.lines)]  # fmt: skip
+
+    def reward(index: list[int], samples: Samples) -> torch.Tensor:
+        decode = asked.speaker.tokenizer.decode
+        return torch.tensor([[float(grade(problems[i], decode(one.tokens)).right) for one in own]
+                             for i, own in zip(index, samples)])  # fmt: skip
+
+    def learn(here: Processes, state: Path) -> dict[str, Any]:
+        speaker = asked.speaker
+        tuned = grpo(
+            training.adapt(speaker.model), asked.prompts, reward, config, fitting, stop_ids=speaker.stop_ids,
+            state=state, trainer=here.trainer, slots=asked.slots,
+        )  # fmt: skip
+        return {**tuned.log, "cost": asdict(tuned.cost)}
+
+    training.run(asked, learn)
+
+
+def train_svd(asked: Asked, config: SVDConfig, training: Training, fitting: FitConfig = SVD_FIT) -> None:
+    """Self-verified distillation: learn those own solutions that pass the model's own checks (2605.26132).
+
+    Example: sharpen train svd --file problems.txt --out runs/distilled --votes 3 --no-lora --epochs 3 --rate 1e-3
+    Page: self_verified_distillation, cascade
+    """
+
+    def learn(here: Processes, state: Path) -> dict[str, Any]:
+        if here.world > 1:
+            raise ValueError(f"self-verified distillation runs in one process, not in {here.world}; drop torchrun")
+        rounds = self_verified_distillation(
+            asked.speaker, asked.questions, config, fitting, lora=training.adapters if training.lora else None,
+            keys=asked.keys, folder=state.parent / "run", slots=asked.slots,
+        )  # fmt: skip
+        policy, student = (cast(Any, each.model) for each in (asked.speaker, rounds[-1].student))
+        policy.load_state_dict(student.state_dict())
+        return {
+            **rounds[-1].log, "kept": [len(each.kept) for each in rounds],
+            "rejected": [each.candidates.verification.rejections() for each in rounds],
+            "cost": [asdict(each.candidates.cost) for each in rounds],
+        }  # fmt: skip
+
+    training.run(asked, learn)
