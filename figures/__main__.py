@@ -3,7 +3,7 @@
     python -m figures draw [NAME ...]     redraw figures/NAME.png from figures/results/NAME.json (default: all)
     python -m figures compute NAME ...    compute figures/results/NAME.json again, redraw, put its tables into READMEs
     python -m figures stale               name the results that were computed from other code than today's
-    python -m figures demo                compute and show the demo, in runs/: nothing that git tracks changes
+    python -m figures demo [NAME]         compute and show the demo, in runs/: nothing that git tracks changes
 
 A figure is a module figures/NAME.py with `compute() -> plain dict`; `draw(dict)`, which returns a matplotlib figure, or
 several by the rest of their names ("" is NAME.png, "cost" NAME_cost.png); optionally `table(dict) -> text` or
@@ -124,9 +124,10 @@ def main() -> None:
         print("\n".join(f"{name}: computed from other code than today's" for name in stale()) or "all are up to date")
     elif arguments.action == "demo":
         runs = HERE.parent / "runs"
-        result = compute("demo", runs)
-        draw("demo", runs, runs)
-        show("demo", result, runs / "demo.png")
+        for name in chosen or ["demo"]:
+            result = compute(name, runs)
+            draw(name, runs, runs)
+            show(name, result, runs / f"{name}.png")
     elif arguments.action == "draw":
         wanted = chosen or sorted(path.stem for path in RESULTS.glob("*.json"))
         for name in wanted:

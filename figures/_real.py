@@ -2,8 +2,8 @@
 
 The model is SmolLM2-135M-Instruct with 4-bit weights, dequantised (`make smollm2`). Questions are those of
 `toy/questions.py`, of a seed that was fixed before anything was drawn. What was drawn is kept in runs/real, a file for
-each family, form and way of drawing, under a hash of all that it depends on (settings, prompts, stop ids, weights): so a
-computation that was cut off goes on from the last whole file, and a second figure finds what the first has drawn.
+each family, form and way of drawing, under a hash of all that it depends on (settings, prompts, stop ids, weights): so
+what was cut off goes on from the last whole file, and a second figure finds what the first has drawn.
 """
 
 import hashlib

