@@ -329,7 +329,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, write) -> None:
-    """Call `write(temporary path)`, flush it to disk and rename it to `path`: the file is never half-written."""
+    """Call `write(temporary path)`, flush it to disk and rename it to `path`: the file is never half-written. A link is
+    followed to its file; a device or a pipe is written to as it is."""
+    path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        write(path)
+        return
     part = path.with_name(path.name + ".part")
     try:
         write(part)

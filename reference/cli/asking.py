@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +25,7 @@ from reference.checkpoints import find_folder, read_json, write_whole
 from reference.evaluation.tasks import Task
 from reference.interface import Cost, Samples
 from reference.sampling import child_seed, key_of
+from reference.text.identity import VERSION, digest, flat, folder_digest
 from reference.text.text_model import TextModel
 from reference.transformer import Config
 
@@ -62,6 +64,15 @@ class Checkpoint:
             str(source.get("dtype") or source.get("torch_dtype")), torch.float32
         )
 
+    def identity(self) -> dict[str, Any]:
+        """What the model is: its weights, and how it is read and spoken to. Reads the files, but loads nothing."""
+        return {
+            "weights": folder_digest(self.folder(), "*.safetensors"),
+            "tokenizer and stop ids": folder_digest(self.folder(), "*.json", "**/*.jinja"),
+            "dtype": str(self.stored_dtype()).removeprefix("torch."), "templates": self.templates,
+            "max_length": self.max_length,
+        }  # fmt: skip
+
     def load(self) -> TextModel:
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         device = gpu if self.device == "auto" else self.device
@@ -99,11 +110,14 @@ class Input:
                 raise ValueError("there is no prompt; give one as an argument, by --file, or on stdin")
             name, text = "stdin", sys.stdin.read()
         else:
-            name, text = str(self.file), Path(str(self.file)).read_text(encoding="utf-8")
-        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+            name, text = str(self.file), Path(str(self.file)).read_bytes().decode("utf-8-sig")
+        lines = [
+            (i, line.rstrip("\r")) for i, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1) if line.strip()
+        ]
         if not lines:
             raise ValueError(f"{name} has no line; put a prompt on each")
-        objects = name.endswith((".jsonl", ".json")) or (name == "stdin" and lines[0][1].lstrip().startswith('{"'))
+        begins = re.match(r'\s*\{\s*"', lines[0][1]) is not None
+        objects = name.lower().endswith((".jsonl", ".json")) or (name == "stdin" and begins)
         return [read_line(name, i, line) if objects else {"prompt": line} for i, line in lines]
 
 
@@ -163,6 +177,13 @@ class Asked:
     def draw(self, sampler: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         """A sampler of responses to ids, such as `generate` or `power_sample`, on the prompts."""
         return sampler(self.speaker.model, self.prompts, *args, **self.drawing, **settings)
+
+    def identity(self, command: str, **settings: Any) -> dict[str, Any]:
+        """What a result of this command depends on (`reference/text/identity.py`)."""
+        return {
+            "version": VERSION, "command": command, **flat(settings), "seed": self.seed, "raw": self.input.raw,
+            "prompts": digest(self.questions), "keys": digest(self.keys), **self.checkpoint.identity(),
+        }  # fmt: skip
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -225,6 +246,8 @@ class Output:
 def check_writable(path: str | Path) -> None:
     """OSError: a file cannot be written there. Nothing is left behind, or changed."""
     path, existed = Path(path), Path(path).exists()
+    if existed and not path.is_file() and not path.is_dir():
+        return  # a device or a pipe, whose opening may wait for a reader
     open(path, "a").close()
     if not existed:
         path.unlink()
@@ -268,7 +291,7 @@ def show(asked: Asked, answers: Answers, output: Output, seconds: float) -> None
     """Print or write a method's result, and what it cost on stderr."""
     lines = records(asked, answers)
     if output.json:
-        output.write("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+        output.write("\n".join(map(json.dumps, lines)))
     else:
         several = sum(len(line["responses"]) for line in lines) > 1
         parts = []

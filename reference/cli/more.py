@@ -52,9 +52,8 @@ def evaluate(
     at = parse_shard(shard) if shard else (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     place = Path(out) if shard or at[1] == 1 else Path(out).with_suffix(f".{at[0]}of{at[1]}{Path(out).suffix}")
     settings = {
-        **method.settings, "model": checkpoint.model, "dtype": checkpoint.dtype, "templates": checkpoint.templates,
-        "max_length": checkpoint.max_length, "raw": asked.input.raw, "seed": asked.seed, "samples": asked.n,
-        "grader": named, "batch": own.batch, **task.settings,
+        **method.settings, "model": checkpoint.model, **checkpoint.identity(), "raw": asked.input.raw,
+        "seed": asked.seed, "samples": asked.n, "grader": named, "batch": own.batch, **task.settings,
     }  # fmt: skip
     with Results(place, settings, at) as results:
 
@@ -127,7 +126,7 @@ def score(
         total = float(logp.double().sum())
         if output.json:
             known = {"tokens": ids, "logp": [round(x, 6) for x in logp.tolist()], "total": total}
-            lines.append(json.dumps({"id": asked.keys[i], "prompt": asked.questions[i], **known}, ensure_ascii=False))
+            lines.append(json.dumps({"id": asked.keys[i], "prompt": asked.questions[i], **known}))
         else:
             lines.append(f"log p {total:.4f}, {len(ids)} tokens, {total / len(ids):.4f} per token: "
                          f"{speaker.tokenizer.decode(ids)}")  # fmt: skip

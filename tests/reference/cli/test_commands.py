@@ -300,7 +300,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(run, questions, tmp_path,
     whole, broken = (tmp_path / name / "model.safetensors" for name in ("whole", "broken"))
     assert whole.read_bytes() == broken.read_bytes() != (TOY / "model.safetensors").read_bytes()
     run(*options[:-1], 3, "-o", tmp_path / "broken", code=2)
-    assert "belongs to another run" in run.err
+    assert "fitting.save_every = 2, and now fitting.save_every is 3" in run.err
 
 
 def test_svd_trains_the_toy_model(run, tmp_path):
