@@ -1,7 +1,6 @@
-"""A folder that belongs to one run: what it depends on, a lock, and what has been drawn so far.
+"""A folder that belongs to one run, and to one process at a time: what it depends on, and what has been drawn so far.
 
-run.json     the run's identity (`reference/text/identity.py`); another run is refused before anything is written
-run.lock     held while a process writes here
+training.json     the run's identity (`reference/text/identity.py`); another run is refused before anything is written
 draws/       responses, a file for each block of prompts: what was drawn is saved before it is trained on
 """
 
@@ -9,10 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,33 +37,33 @@ class RunFolder:
         self.path, self.identity, self.made = Path(path), json.loads(json.dumps(identity)), False
 
     def __enter__(self) -> Path:
-        record = self.path / "run.json"
+        record = self.path / "training.json"
         if self.path.is_dir() and any(self.path.iterdir()) and not record.exists():
             raise ValueError(
                 f"{self.path} is not empty, and what it holds is no run of this command; name a new folder"
             )
         self.made = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        self.lock: IO[str] = open(self.path / "run.lock", "a")
+        self.lock = os.open(self.path, os.O_RDONLY)  # the folder itself is locked
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            os.close(self.lock)
             raise ValueError(f"{self.path} is being written by another process; wait for it, or end it") from None
         if not record.exists():
             write_whole(record, lambda part: part.write_text(json.dumps(self.identity, indent=1) + "\n"))
             return self.path
         if difference := first_difference(read_record(record), self.identity):
-            self.lock.close()
+            os.close(self.lock)
             raise ValueError(
                 f"{self.path} was written with {difference}; name another folder, or give the same settings"
             )
         return self.path
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        self.lock.close()
-        (self.path / "run.lock").unlink(missing_ok=True)
-        if kind is not None and {path.name for path in self.path.iterdir()} <= {"run.json"}:
-            shutil.rmtree(self.path) if self.made else (self.path / "run.json").unlink(missing_ok=True)
+        os.close(self.lock)
+        if kind is not None and {path.name for path in self.path.iterdir()} <= {"training.json"}:
+            shutil.rmtree(self.path) if self.made else (self.path / "training.json").unlink(missing_ok=True)
 
 
 def read_record(path: Path) -> dict[str, Any]:

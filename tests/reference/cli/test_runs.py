@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from toy.relay import make_problems
 
 TOY = NAMED["toy"][0]
-COMMON = ("--max-new-tokens", 24, "--no-lora", "--epochs", 4, "--batch", 1, "--save-every", 2)
+COMMON = ("--max-new-tokens", 24, "--no-lora", "--epochs", 4, "--batch", 1, "--save-every", 1)
 KINDS = {
     "sft": ("-n", 2), "dpo": ("--pairs", 1), "xpo": ("--rounds", 2),
     "grpo": ("--rounds", 4, "--prompts", 2, "--group", 2, "--grader", "numeric"),
@@ -52,11 +52,11 @@ def model(tmp_path):
 
 @pytest.fixture
 def cut_off(monkeypatch):
-    """Training ends after two steps, as if by Ctrl-C, until it is told to go on."""
+    """Training ends after five steps, as if by Ctrl-C, until it is told to go on."""
     update = Trainer.update
 
     def killed(self, *args):
-        if self.step == 2:
+        if self.step == 5:
             raise KeyboardInterrupt
         return update(self, *args)
 
