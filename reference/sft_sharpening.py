@@ -125,6 +125,8 @@ class FiniteClass(Sequence):
 
     def __init__(self, policies: Sequence[nn.Module]):
         self.policies = list(policies)
+        if not self.policies:
+            raise ValueError("the class is empty; give at least one policy")
         named = [dict(policy.named_parameters()) for policy in self.policies]
         self.parameters = {name: torch.stack([part[name].detach() for part in named]) for name in named[0]}
 

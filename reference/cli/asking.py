@@ -23,7 +23,7 @@ from tyro.conf import Positional
 
 from reference.checkpoints import find_folder, read_json, write_whole
 from reference.evaluation.tasks import Task
-from reference.interface import Cost, Samples
+from reference.interface import Cost, Samples, check_settings
 from reference.sampling import child_seed, key_of
 from reference.text.identity import VERSION, digest, flat, folder_digest
 from reference.text.text_model import TextModel
@@ -77,7 +77,8 @@ class Checkpoint:
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         device = gpu if self.device == "auto" else self.device
         try:
-            torch.empty(0, device=device)
+            if torch.empty(0, device=device).is_meta:
+                raise ValueError("it holds no numbers")
         except Exception as error:  # torch raises what it likes
             raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
         dtype = DTYPES.get(self.dtype)
@@ -126,7 +127,7 @@ def read_line(name: str, number: int, line: str) -> dict[str, Any]:
         found = json.loads(line)
         prompt = next(found[key] for key in ("prompt", "problem", "question") if key in found)
         return {**found, "prompt": prompt + ""}  # a text?
-    except (ValueError, TypeError, StopIteration):
+    except (ValueError, TypeError, StopIteration, RecursionError):
         raise ValueError(f'{name}, line {number} is not an object with a "prompt", "problem" or "question"') from None
 
 
@@ -147,6 +148,9 @@ class Asked:
     slots: int | None = None  # requests decoded at a time; none: as many as fit the memory
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
+    def __post_init__(self) -> None:
+        check_settings(self, least={"n": 1, "slots": 1})
+
     @cached_property
     def speaker(self) -> TextModel:
         return self.checkpoint.load()
@@ -161,8 +165,13 @@ class Asked:
 
     @cached_property
     def keys(self) -> list[int | str]:
-        """What addresses a prompt's randomness: its id, or its place."""
-        return [line.get("id", i) for i, line in enumerate(self.lines)]
+        """What addresses a prompt's randomness: its id, or its place; among ids a place is no id. ValueError: no id."""
+        some = any("id" in line for line in self.lines)
+        keys = [line.get("id", f"line {i + 1}" if some else i) for i, line in enumerate(self.lines)]
+        for i, key in enumerate(keys):
+            if not isinstance(key, int | str) or isinstance(key, bool) or abs(key if isinstance(key, int) else 0) >> 63:
+                raise ValueError(f"prompt {i + 1} has the id {key!r}; an id is a text or a whole number of 63 bits")
+        return keys
 
     @cached_property
     def prompts(self) -> list[list[int]]:

@@ -49,7 +49,8 @@ def evaluate(
     own, checkpoint, shard = evaluation, asked.checkpoint, evaluation.shard
     named = own.grader or FORMATS[task.format].grader
     grade = make_grader(named, own.allow_code_execution)
-    at = parse_shard(shard) if shard else (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    ranks = f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"  # torchrun's
+    at = parse_shard(shard or ranks)
     place = Path(out) if shard or at[1] == 1 else Path(out).with_suffix(f".{at[0]}of{at[1]}{Path(out).suffix}")
     settings = {
         **method.settings, "model": checkpoint.model, **checkpoint.identity(), "raw": asked.input.raw,
@@ -115,7 +116,10 @@ def score(
             if isinstance(text, str):
                 texts.append((i, speaker.tokenizer.encode(text, special_tokens=False) + stop))
             else:
-                texts += [(i, own["tokens"]) for own in line["responses"]]
+                found = [own["tokens"] for own in line["responses"]]
+                if not all(isinstance(ids, list) and ids and all(type(x) is int for x in ids) for ids in found):
+                    raise TypeError
+                texts += [(i, ids) for ids in found]
         except (KeyError, TypeError):
             raise ValueError(
                 f'prompt {i + 1} has no response; give --response, or lines with "responses" that have "tokens"'
