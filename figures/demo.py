@@ -275,8 +275,8 @@ def table(result: dict) -> str:
 
 
 STORY = (
-    "greedy", "temperature 1/4", "temperature 1", "best of 8 by log-probability", "best of 32 by majority vote", "power p^4, 400 steps",
-    "parallel-distill-refine (4, 4, 1)", "first of 8 that passes the cascade",
+    "greedy", "temperature 1/4", "temperature 1", "best of 8 by log-probability", "best of 32 by majority vote",
+    "power p^4, 400 steps", "parallel-distill-refine (4, 4, 1)", "first of 8 that passes the cascade",
 )  # fmt: skip
 
 

@@ -58,6 +58,8 @@ COLDEST = 1e-6  # temperature above 0: below it float32 cannot tell logits apart
 
 def check_token_settings(settings: Any) -> None:
     """ValueError: max_new_tokens (one number, or one for each prompt), temperature, top_k or top_p out of range."""
+    if hasattr(settings.max_new_tokens, "__index__"):  # numpy's numbers, too
+        object.__setattr__(settings, "max_new_tokens", int(settings.max_new_tokens))
     most, temperature, top_p = settings.max_new_tokens, settings.temperature, settings.top_p
     for tokens in most if isinstance(most, Sequence | Tensor) else [most]:
         if not hasattr(tokens, "__index__"):
