@@ -78,7 +78,8 @@ def grpo(
     updates = -(-config.passes * responses // fit.batch)  # per round
     if config.beta and base is None and not lora_layers(policy):
         base = copy.deepcopy(policy)
-    run = trainer(policy, fit, config.rounds * updates, f"{digest([text.tolist() for text in texts])}, {config}")
+    depends = {"prompts": digest([text.tolist() for text in texts]), "config": config}
+    run = trainer(policy, fit, config.rounds * updates, depends)
     run.resume(state)
 
     def play(t: int) -> tuple[GRPOLoss, Callable[[int], Tensor], Cost]:
