@@ -249,7 +249,11 @@ class Output:
         if self.out is None:
             print(text)
         else:
-            write_whole(Path(self.out), lambda part: part.write_text(text + "\n", encoding="utf-8"))
+            try:
+                write_whole(Path(self.out), lambda part: part.write_text(text + "\n", encoding="utf-8"))
+            except OSError as error:
+                print(text)
+                raise OSError(f"{self.out} cannot be written ({error.strerror}); the answers stand above") from None
 
 
 def check_writable(path: str | Path) -> None:

@@ -19,7 +19,7 @@ from reference.checkpoints import read_json
 from reference.cli.asking import Asked, Checkpoint, Grading, Input, Method, Output, check_writable, records
 from reference.evaluation.evaluate import evaluate as run_evaluation
 from reference.evaluation.graders import make_grader
-from reference.evaluation.results import Results
+from reference.evaluation.results import Results, is_results
 from reference.evaluation.results import merge as merge_results
 from reference.evaluation.results import report as make_report
 from reference.evaluation.tasks import FORMATS, Task, parse_shard
@@ -80,6 +80,10 @@ def report(
     Page: evaluation/statistics
     """
     places = [Path(file) for file in files]
+    others = [place for place in places if len(places) > 1 and not is_results(place)]
+    for other in others:
+        print(f"sharpen: {other} is no file of results; passed over", file=sys.stderr)
+    places = [place for place in places if place not in others] or places
     for place in (merge, picture):
         if place is not None:
             check_writable(place)

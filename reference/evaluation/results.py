@@ -171,6 +171,13 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> None:
     write_whole(Path(out), write)
 
 
+def is_results(path: str | Path) -> bool:
+    try:
+        return bool(read_header(path, first_line(path)))
+    except ValueError:
+        return False
+
+
 def first_line(path: str | Path) -> bytes:
     with open(path, "rb") as file:
         return file.readline()

@@ -122,6 +122,41 @@ def test_a_candidates_votes_can_be_read_by_programs(capsys, tmp_path):
     assert line["static"] and set(line["votes"]) == {"cycle", "facts", "correct"} and capsys.readouterr().out == ""
 
 
+def test_a_full_disk_does_not_cost_the_answers(capsys, tmp_path, monkeypatch):
+    def full(path, write):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("reference.cli.asking.write_whole", full)
+    assert command.main(["sample", "1 + 1 + 1", "--temperature", "0", "-o", str(tmp_path / "x")]) == 2
+    said = capsys.readouterr()
+    assert "= 3 ." in said.out and "No space left on device" in said.err and said.err.count("\n") == 1
+
+
+def test_a_report_passes_over_what_is_no_file_of_results(capsys, tmp_path):
+    task, out = tmp_path / "task.jsonl", tmp_path / "results.jsonl"
+    task.write_text('{"question": "1 + 1 + 1", "answer": "3"}')
+    assert command.main(["evaluate", "sample", "--task", str(task), "-o", str(out)]) == 0
+    capsys.readouterr()
+    assert command.main(["report", str(task), str(out)]) == 0
+    said = capsys.readouterr()
+    assert "| sample | 1 |" in said.out and f"{task} is no file of results; passed over" in said.err
+
+
+@pytest.mark.parametrize("text", [
+    "\\" * 80_000, "The answer is " * 16_000, "{" * 100_000, "\\boxed{" * 20_000, "answer" + " " * 50_000,
+])  # fmt: skip
+def test_grading_takes_linear_time(text):
+    import time
+
+    from reference.evaluation.graders import choice, exact, numeric
+    from reference.evaluation.tasks import Problem
+
+    begin = time.process_time()
+    for grader, answer in ((choice, "A"), (exact, "x y"), (numeric, "7")):
+        grader(Problem(1, "q", answer), text)
+    assert time.process_time() - begin < 2  # the quadratic ones took 3 to 9 seconds each
+
+
 def test_ctrl_c_before_anything_is_loaded():
     code = "import signal, os, sys; sys.argv = ['sharpen', 'sample', '1 + 1']\n" \
         "import builtins; real = builtins.__import__\n" \
@@ -173,8 +208,10 @@ def test_rewards_of_another_shape_are_refused(shape):
 # ---------------------------------------------------------------------------------------------------------------------
 # Anything at all
 
-NASTY = ["", " ", "0", "-1", "nan", "-inf", "inf", "1e400", HUGE, "none", "None", "é", "\u2028", "1,2", ",", "1.5", "a:b",
-         "../x", "true", "[]", "{}", "--", "-", "\x00", "0x10", "1_0", "½", "\udc80"]  # fmt: skip
+NASTY = [
+    "", " ", "0", "-1", "nan", "-inf", "inf", "1e400", HUGE, "none", "None", "é", "\u2028", "1,2", ",", "1.5", "a:b",
+    "../x", "true", "[]", "{}", "--", "-", "\x00", "0x10", "1_0", "½", "\udc80",
+]  # fmt: skip
 SMALL = ("--max-new-tokens", "2")
 
 
