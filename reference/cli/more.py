@@ -44,7 +44,9 @@ def evaluate(
 
     sharpen evaluate METHOD --help shows the method's own settings too. Under torchrun each process takes a shard, and
     writes a file of its own; `sharpen report` takes them together.
-    Example: sharpen evaluate power --task math500.jsonl --format math500 --grader math --out results.jsonl
+    A task is a file of JSON lines, such as one of a public benchmark; `python -m toy.questions products > task.jsonl`
+    makes a small one for smollm2.
+    Example: sharpen evaluate power --model smollm2 --task task.jsonl --grader numeric --out runs/power.jsonl
     """
     own, checkpoint, shard = evaluation, asked.checkpoint, evaluation.shard
     named = own.grader or FORMATS[task.format].grader

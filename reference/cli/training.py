@@ -135,7 +135,8 @@ def train_grpo(
 ) -> None:
     """GRPO, the RL baseline: the reward is a grader's, so the problems need answers (2402.03300).
 
-    Example: sharpen train grpo --file train.jsonl --format gsm8k --out runs/grpo --prompts 16 --group 8 --batch 128
+    `python -m toy.questions products > problems.jsonl` makes some for smollm2.
+    Example: sharpen train grpo --model smollm2 --file problems.jsonl --grader numeric --out runs/grpo --group 8
     Page: grpo
     """
     named = grading.grader or FORMATS[asked.input.format or "plain"].grader
