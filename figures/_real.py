@@ -6,6 +6,7 @@ each family, form and way of drawing, under a hash of all that it depends on (se
 what was cut off goes on from the last whole file, and a second figure finds what the first has drawn.
 """
 
+import copy
 import hashlib
 import json
 import sys
@@ -73,12 +74,16 @@ class Asked:
     def stop_ids(self) -> list[int]:
         return Q.stop_ids(self.speaker, self.form)
 
-    def draw(self, how: str, sample: Callable[..., Generation], *args: Any, **settings: Any) -> list[list[dict]]:
-        """For each question its responses: text, tokens, log p, whether it ended, the answer read; drawn once, kept."""
+    def draw(
+        self, how: str, sample: Callable[..., Generation], *args: Any, ids: bool = False, **settings: Any
+    ) -> list[list[dict]]:
+        """For each question its responses: text, tokens, log p, whether it ended, the answer read; drawn once, kept.
+
+        ids: keep the tokens' ids too."""
         identity = {
             "how": how, "args": str(args), "settings": str(sorted(settings.items())), "horizon": HORIZON, "seed": SEED,
             "questions": digest([vars(question) for question in self.questions]), "prompts": digest(self.prompts),
-            "stop_ids": digest(self.stop_ids), "weights": weights(), "dtype": "float32",
+            "stop_ids": digest(self.stop_ids), "weights": weights(), "dtype": "float32", **({"ids": True} if ids else {}),
         }  # fmt: skip
         path = KEPT / f"{self.family}-{self.form}-{how.replace('/', '_').replace(' ', '-')}-{digest(identity)}.json"
         if not path.exists():
@@ -88,7 +93,7 @@ class Asked:
                 self.speaker.model, self.prompts, *args, stop_ids=self.stop_ids, seed=SEED, slots=SLOTS,
                 keys=[question.id for question in self.questions], **settings,
             )  # fmt: skip
-            rows = [self.rows(question, own, cost.decoded_tokens, cost.sequential_tokens)
+            rows = [self.rows(question, own, cost.decoded_tokens, cost.sequential_tokens, ids)
                     for question, own, cost in zip(self.questions, drawn.samples, drawn.costs)]  # fmt: skip
             KEPT.mkdir(parents=True, exist_ok=True)
             kept = {"identity": identity, "seconds": time.time() - begin, "rows": rows}
@@ -96,7 +101,7 @@ class Asked:
             print(f"{path.name}: {kept['seconds']:.0f} s", file=sys.stderr, flush=True)
         return json.loads(path.read_text())["rows"]
 
-    def rows(self, question: Q.Question, own: Any, decoded: int, sequential: int) -> list[dict]:
+    def rows(self, question: Q.Question, own: Any, decoded: int, sequential: int, ids: bool) -> list[dict]:
         found = []
         for one in own:
             text = self.speaker.tokenizer.decode(one.tokens)
@@ -104,6 +109,8 @@ class Asked:
             found.append({"text": text, "tokens": len(one.tokens), "logp": round(float(one.logp.double().sum()), 5),
                           "finished": one.finished, "answer": answer, "right": answer == question.answer,
                           "decoded": decoded / len(own), "sequential": sequential})  # fmt: skip
+            if ids:
+                found[-1]["ids"] = one.tokens.tolist()
         return found
 
 
@@ -133,3 +140,22 @@ def best(rows: list[list[dict]], reward: str, n: int) -> np.ndarray:
         votes = [[own.count(answer) if answer is not None else 0 for answer in own] for own in answers]
         return np.array(votes).argmax(1)
     return (logp if reward == "log-probability" else logp / tokens.clip(min=1)).argmax(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def trained(name: str, depends: Any, learn: Callable[[], Any], base: Any) -> Any:
+    """The model that `learn` trains, or the one that an earlier call left in runs/real: its merged weights.
+
+    depends: what it depends on besides the weights that it begins with."""
+    path = KEPT / f"trained-{name}-{digest([weights(), str(depends)])}.pt"
+    if not path.exists():
+        begin, state = time.time(), learn().state_dict()
+        KEPT.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda part: torch.save(state, part))
+        print(f"{path.name}: {time.time() - begin:.0f} s", file=sys.stderr, flush=True)
+    model = copy.deepcopy(base)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model
