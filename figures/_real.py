@@ -83,7 +83,8 @@ class Asked:
         identity = {
             "how": how, "args": str(args), "settings": str(sorted(settings.items())), "horizon": HORIZON, "seed": SEED,
             "questions": digest([vars(question) for question in self.questions]), "prompts": digest(self.prompts),
-            "stop_ids": digest(self.stop_ids), "weights": weights(), "dtype": "float32", **({"ids": True} if ids else {}),
+            "stop_ids": digest(self.stop_ids), "weights": weights(), "dtype": "float32",
+            **({"ids": True} if ids else {}),
         }  # fmt: skip
         path = KEPT / f"{self.family}-{self.form}-{how.replace('/', '_').replace(' ', '-')}-{digest(identity)}.json"
         if not path.exists():

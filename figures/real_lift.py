@@ -20,7 +20,7 @@ DEPENDS = (*R.DEPENDS, "figures/real_lift.py")
 QUESTIONS, N = 200, 16
 SIZES = (1, 2, 4, 8, 16)
 REWARDS = ("log-probability", "per token", "majority")
-EDGES = np.arange(-40, 0.5, 1.0)  # of log p, in nats
+EDGES = np.arange(-80, 1, 2.0)  # of log p, in nats
 
 
 def measure(asked: R.Asked) -> dict:
@@ -57,24 +57,49 @@ def compute() -> dict:
 
 
 def table(result: dict) -> str:
+    n = str(result["n"])
     lines = [
-        f"{result['model']}; {result['questions']} questions of each family, at most {result['horizon']} tokens",
-        f"{'':22}{'T = 1':>7}{'T = 1/4':>9}{'greedy':>8}{'best of 16 by log p':>25}"
-        f"{'majority of 16':>20}{'any of 16':>11}",
+        f"{result['model']}: {result['questions']} questions a row, accuracy of one response",
+        f"{'':17}{'T = 1':>7}{'T = 1/4':>9}{'greedy':>8}{f'best of {n}':>12}{'minus greedy':>23}"
+        f"{'majority':>10}{'any':>6}",
     ]
-    for family, forms in result["cells"].items():
-        for form, cell in forms.items():
-            lift, low, high = cell["log-probability, lift"][str(result["n"])]
-            best, vote = (cell[name][str(result["n"])][0] for name in ("log-probability", "majority"))
+    for form in R.FORMS:
+        for family, forms in result["cells"].items():
+            cell = forms[form]
+            lift, low, high = cell["log-probability, lift"][n]
             mark = "+" if low > 0 else "-" if high < 0 else " "
+            gap = f"{lift:+.2f} [{low:+.2f}, {high:+.2f}] {mark}"
             lines.append(
-                f"{family + ', ' + form:22}{cell['temperature 1'][0]:7.2f}{cell['temperature 1/4'][0]:9.2f}"
-                f"{cell['greedy'][0]:8.2f}{best:9.2f} ({lift:+.2f} to greedy){mark}{vote:17.2f}"
-                f"{cell['any right'][str(result['n'])][0]:11.2f}"
+                f"{family + ', ' + form:17}{cell['temperature 1'][0]:7.2f}{cell['temperature 1/4'][0]:9.2f}"
+                f"{cell['greedy'][0]:8.2f}{cell['log-probability'][n][0]:12.2f}{gap:>23}"
+                f"{cell['majority'][n][0]:10.2f}{cell['any right'][n][0]:6.2f}"
             )
-    return "\n".join(
-        [*lines, "+, -: the 95 % interval of the difference to greedy decoding, paired by question, has this sign"]
+    notes = (
+        f"best of {n}: by the model's own log-probability; majority, any: of the same {n} responses at temperature 1",
+        "+, -: the 95 % interval, paired by question, does not hold 0",
     )
+    return "\n".join([*lines, "", *notes])
+
+
+def short(result: dict) -> str:
+    """Greedy decoding and best-of-N, as chat and raw."""
+    n = str(result["n"])
+    lines = [f"{'':10}" + "".join(f"{f'as {form}: greedy':>20}{f'best of {n}':>12}{'lift':>8}" for form in R.FORMS)]
+    for family, forms in result["cells"].items():
+        line = f"{family:10}"
+        for form in R.FORMS:
+            mean, low, high = forms[form]["log-probability, lift"][n]
+            sure = "*" if low > 0 or high < 0 else " "
+            line += f"{forms[form]['greedy'][0]:20.2f}{forms[form]['log-probability'][n][0]:12.2f}{mean:+7.2f}{sure}"
+        lines.append(line)
+    notes = (
+        f"accuracy on {result['questions']} questions; best by log-probability; *: the 95 % interval does not hold 0"
+    )
+    return "\n".join([*lines, notes])
+
+
+def tables(result: dict) -> dict[str, str]:
+    return {"real_lift": table(result), "real-short": short(result)}
 
 
 def draw(result: dict) -> dict:
@@ -122,7 +147,7 @@ def draw_logp(result: dict):
                 axis.stairs(np.array(counts[kind]) / whole, EDGES, fill=True, alpha=0.55, color=colour, label=kind)
             axis.set_title(f"{family}, {form}", fontsize=10)
             tidy(axis)
-        row[0].set_ylabel("share of responses per nat")
+        row[0].set_ylabel("share of responses per 2 nats")
     for axis in axes[-1]:
         axis.set_xlabel("log p of the response")
     axes[0, 0].legend(fontsize=8)

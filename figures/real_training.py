@@ -115,8 +115,9 @@ def table(result: dict) -> str:
     for name, row in result["rows"].items():
         mean, low, high = row["gain"]
         gain = "" if name == "base" else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-        lines.append(f"{NAMES[name][0]:28}{row['accuracy'][0]:14.2f}{gain:>24}{row['greedy'][0]:8.2f}"
-                     f"{row['pass'][str(K)][0]:9.2f}{row['logp under the base']:13.2f}{row['tokens']:8.1f}")  # fmt: skip
+        best, logp = row["pass"][str(K)][0], row["logp under the base"]
+        rest = f"{row['greedy'][0]:8.2f}{best:9.2f}{logp:13.2f}{row['tokens']:8.1f}"
+        lines.append(f"{NAMES[name][0]:28}{row['accuracy'][0]:14.2f}{gain:>24}{rest}")
     return "\n".join(lines)
 
 
