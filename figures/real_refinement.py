@@ -56,8 +56,10 @@ def compute() -> dict:
         f"majority of {DRAFTS}": graded(asked, [own[int(i)] for own, i in zip(drafts, voted.argmax(1).tolist())]),
         "parallel-distill-refine": graded(asked, refined.texts), "two revisions": graded(asked, revised.texts),
     }  # fmt: skip
-    return {"model": R.SOURCE, "family": FAMILY, "questions": QUESTIONS, "drafts": DRAFTS, "votes": VOTES, "seed": R.SEED,
-            "rows": rows, "reviewers": reviewed(speaker, asked, texts, drafts, common)}  # fmt: skip
+    return {
+        "model": R.SOURCE, "family": FAMILY, "questions": QUESTIONS, "drafts": DRAFTS, "votes": VOTES, "seed": R.SEED,
+        "rows": rows, "reviewers": reviewed(speaker, asked, texts, drafts, common),
+    }  # fmt: skip
 
 
 def reviewed(speaker: TextModel, asked: list, texts: list[str], drafts: list[list[str]], common: dict) -> dict:
