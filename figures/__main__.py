@@ -69,7 +69,7 @@ def compute(name: str, folder: Path = RESULTS) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + "\n"
     write_whole(folder / f"{name}.json", lambda part: part.write_text(text))
-    return result
+    return json.loads(text)  # as it is read back
 
 
 def draw(name: str, results: Path = RESULTS, pictures: Path = HERE) -> None:

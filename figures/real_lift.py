@@ -149,7 +149,7 @@ def draw_logp(result: dict):
             tidy(axis)
         row[0].set_ylabel("share of responses per 2 nats")
     for axis in axes[-1]:
-        axis.set_xlabel("log p of the response")
+        axis.set_xlabel("log p (first bar: −80 or less)")
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(f"Is the likely response the right one? {result['model']}, temperature 1")
     return figure
