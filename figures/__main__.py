@@ -3,7 +3,7 @@
     python -m figures draw [NAME ...]     redraw figures/NAME.png from figures/results/NAME.json (default: all)
     python -m figures compute NAME ...    compute figures/results/NAME.json again, redraw, put its tables into READMEs
     python -m figures stale               name the results that were computed from other code than today's
-    python -m figures demo                compute and show the demo, in runs/: nothing that git tracks changes
+    python -m figures demo [NAME]         compute and show the demo, in runs/: nothing that git tracks changes
 
 A figure is a module figures/NAME.py with `compute() -> plain dict`; `draw(dict)`, which returns a matplotlib figure, or
 several by the rest of their names ("" is NAME.png, "cost" NAME_cost.png); optionally `table(dict) -> text` or
@@ -69,7 +69,7 @@ def compute(name: str, folder: Path = RESULTS) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + "\n"
     write_whole(folder / f"{name}.json", lambda part: part.write_text(text))
-    return result
+    return json.loads(text)  # as it is read back
 
 
 def draw(name: str, results: Path = RESULTS, pictures: Path = HERE) -> None:
@@ -124,9 +124,10 @@ def main() -> None:
         print("\n".join(f"{name}: computed from other code than today's" for name in stale()) or "all are up to date")
     elif arguments.action == "demo":
         runs = HERE.parent / "runs"
-        result = compute("demo", runs)
-        draw("demo", runs, runs)
-        show("demo", result, runs / "demo.png")
+        for name in chosen or ["demo"]:
+            result = compute(name, runs)
+            draw(name, runs, runs)
+            show(name, result, runs / f"{name}.png")
     elif arguments.action == "draw":
         wanted = chosen or sorted(path.stem for path in RESULTS.glob("*.json"))
         for name in wanted:
@@ -147,4 +148,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command begins again")

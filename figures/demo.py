@@ -275,20 +275,28 @@ def table(result: dict) -> str:
 
 
 STORY = (
-    "greedy", "temperature 1", "best of 8 by log-probability", "best of 32 by majority vote", "power p^4, 400 steps",
-    "parallel-distill-refine (4, 4, 1)", "first of 8 that passes the cascade",
+    "greedy", "temperature 1/4", "temperature 1", "best of 8 by log-probability", "best of 32 by majority vote",
+    "power p^4, 400 steps", "parallel-distill-refine (4, 4, 1)", "first of 8 that passes the cascade",
 )  # fmt: skip
 
 
 def short(result: dict) -> str:
     """The rows that tell the story."""
-    lines = [f"{'share of right answers':36}{'all':>7}{'plain':>9}{'tempting':>10}{'hard':>7}{'tokens':>10}"]
+    counts = "   ".join(f"{kind} {n}" for kind, n in result["counts"].items())
+    lines = [f"{'accuracy':36}{'all':>7}{'plain':>9}{'tempting':>10}{'hard':>7}{'tokens':>10}"]
     for row in result["rows"]:
         if row["method"] in STORY:
             plain, tempting, hard = (row[kind][0] for kind in KINDS)
             shares = f"{row['accuracy'][0]:7.2f}{plain:9.2f}{tempting:10.2f}{hard:7.2f}"
             lines.append(f"{row['method']:36}{shares}{row['decoded']:10.0f}")
-    return "\n".join((*lines, "", "tokens: decoded per problem"))
+    notes = (
+        f"{result['problems']} problems: {counts}",
+        "tokens: decoded per problem, with those of checks and of rejected proposals",
+        "power p^4: 400 Metropolis-Hastings steps, most of which are decided without decoding anything",
+        "(4, 4, 1): two rounds of 4 drafts, each round seeing reports on the last, then one answer",
+        "cascade: the model's own checks of a draft (question, facts, result), all of which must say yes",
+    )  # fmt: skip
+    return "\n".join((*lines, "", *notes))
 
 
 def tables(result: dict) -> dict[str, str]:

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if "--traceback" in given or (isinstance(error, RuntimeError) and not is_memory(error)):
             raise
-        print(f"sharpen: {explain(error)}", file=sys.stderr)
+        print(f"sharpen: {explain(error)}".encode(errors="backslashreplace").decode(), file=sys.stderr)
         return 2
 
 

@@ -193,6 +193,8 @@ def adaptive_best_of_n(
     Each round draws one response for every one that is still undecided, all of them together. ValueError: as above.
     """
     c = config or AdaptiveConfig(**settings)
+    if samples_per_prompt < 1:
+        raise ValueError(f"samples_per_prompt is {samples_per_prompt}; it must be at least 1")
     times, law = samples_per_prompt, GenerateConfig(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
     names, stop_ids = list(range(len(prompts)) if keys is None else keys), list(stop_ids)
     runs = [(p, s) for p in range(len(prompts)) for s in range(times)]

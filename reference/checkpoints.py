@@ -291,8 +291,20 @@ def read_tensors(folder: Path):
             raise ValueError(f"{folder / file} is not a readable safetensors file ({error}); fetch it again") from None
 
 
+ROOT = Path(__file__).resolve().parents[1]
+HOME = ROOT if (ROOT / "Makefile").exists() else Path.cwd()  # outside a clone, runs/ is where one stands
+NAMED = {  # models by name: where they are, and how one comes there
+    "toy": (ROOT / "toy" / "checkpoint", "it is shipped; name a folder instead"),
+    "smollm2": (HOME / "runs" / "smollm2", "make smollm2, or python -m toy.smollm2"),
+}
+
+
 def find_folder(path: str | os.PathLike) -> Path:
-    """A local folder as it is; "owner/name" from the Hugging Face hub."""
+    """A local folder as it is; a model by its name; "owner/name" from the Hugging Face hub. FileNotFoundError: none."""
+    if (named := NAMED.get(str(path))) and not (Path(path) / "config.json").exists():
+        if not (named[0] / "config.json").exists():
+            raise FileNotFoundError(f"the model {path} is not in {named[0]}; {named[1]}")
+        return named[0]
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -317,7 +329,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_whole(path: Path, write) -> None:
-    """Call `write(temporary path)`, flush it to disk and rename it to `path`: the file is never half-written."""
+    """Call `write(temporary path)`, flush it to disk and rename it to `path`: the file is never half-written. A link is
+    followed to its file; a device or a pipe is written to as it is."""
+    path = path.resolve()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        write(path)
+        return
     part = path.with_name(path.name + ".part")
     try:
         write(part)

@@ -78,7 +78,8 @@ def grpo(
     updates = -(-config.passes * responses // fit.batch)  # per round
     if config.beta and base is None and not lora_layers(policy):
         base = copy.deepcopy(policy)
-    run = trainer(policy, fit, config.rounds * updates, f"{digest([text.tolist() for text in texts])}, {config}")
+    depends = {"prompts": digest([text.tolist() for text in texts]), "config": config}
+    run = trainer(policy, fit, config.rounds * updates, depends)
     run.resume(state)
 
     def play(t: int) -> tuple[GRPOLoss, Callable[[int], Tensor], Cost]:
@@ -88,6 +89,11 @@ def grpo(
             max_new_tokens=config.max_new_tokens, seed=child_seed(config.seed, "round", t), **settings,
         )  # fmt: skip
         rewards = torch.as_tensor(reward(index, drawn.samples), dtype=torch.float64)
+        if rewards.shape != drawn.samples.lengths.shape or not rewards.isfinite().all():
+            raise ValueError(
+                f"the rewards are {list(rewards.shape)}; they must be finite numbers, "
+                f"{list(drawn.samples.lengths.shape)}, one for each response to each prompt"
+            )
         loss = GRPOLoss(run, base, [texts[i] for i in index], drawn.samples, advantages(rewards), config)
         run.log.setdefault("reward", []).append(float(rewards.mean()))
         run.log.setdefault("k3", []).append(loss.k3)

@@ -42,6 +42,7 @@ __all__ = [
     "next_logits", "prefill", "uniform",
 ]  # fmt: skip
 
+MOST = 1 << 40  # of anything that is counted
 POSITIONS_PER_CALL = 1 << 11  # how many positions prefilling and scoring compute at a time
 
 
@@ -287,8 +288,12 @@ def check_settings(
     settings: Any, *, positive: Collection[str] = (), least: Mapping[str, float] | None = None,
     among: Mapping[str, Collection] | None = None,
 ) -> None:  # fmt: skip
-    """ValueError: a setting that is not a finite number above 0, or below its least value, or none of the known words.
-    None, where a setting may be that, is not looked at."""
+    """ValueError: a setting that is not a finite number above 0, or below its least value, or a whole number that no
+    machine can hold, or none of the known words. None, where a setting may be that, is not looked at."""
+    for name, given in vars(settings).items():
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, int) and not -MOST <= value <= MOST and name != "seed":
+                raise ValueError(f"{name} is {value}; no machine can hold so many, {MOST} at most")
     for name in positive:
         if (value := getattr(settings, name)) is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; it must be a positive number")

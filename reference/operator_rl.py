@@ -100,7 +100,7 @@ def operator_rl(
             raise ValueError(f"{name} is {size}; it must be a multiple of {kinds}, the number of kinds of rollouts")
     rollouts = config.prompts // kinds * config.group  # of each kind
     updates = -(-config.passes * kinds * rollouts // fit.batch)  # per round
-    run = Trainer(speaker.model, fit, config.rounds * updates, f"{digest(list(questions))}, {config}")
+    run = Trainer(speaker.model, fit, config.rounds * updates, {"questions": digest(list(questions)), "config": config})
     run.resume(state)
 
     def round_of(t: int) -> tuple[CISPOLoss, Callable[[int], Tensor], Cost]:

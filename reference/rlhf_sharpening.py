@@ -117,7 +117,8 @@ def dpo_sharpen(
     )  # fmt: skip
     scored = score_responses(base, prompts, drawn.samples, reward)
     first, second = scored[0::2], scored[1::2]
-    loss = Loss(lambda policy, y, other: dpo_loss(policy, y, other, config.beta), (first, second))
+    settings = {"beta": config.beta}
+    loss = Loss(lambda policy, y, other: dpo_loss(policy, y, other, config.beta), (first, second), settings)
     minimise = minimise or default_minimise(policy_class, seed)
     return Trained(minimise(loss, policy_class), (first, second), drawn.cost + scored.cost)
 
@@ -180,7 +181,8 @@ def xpo_rounds(
         first, costs = draw(policy, asked[own], child_seed(seed, "policy", t))
         second = from_base[own.start * config.pairs : own.stop * config.pairs]
         data = (first, second) if data is None else (data[0] + first, data[1] + second)
-        loss = Loss(lambda policy, y, other: xpo_loss(policy, y, other, config.beta, config.alpha), data)
+        told = {"alpha": config.alpha, "beta": config.beta}
+        loss = Loss(lambda policy, y, other: xpo_loss(policy, y, other, config.beta, config.alpha), data, told)
         policy = minimise(loss, policy_class)
         yield policy, data, Cost.parallel([*costs, *base_costs[own]]) + first.cost + second.cost
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from reference.interface import (
+    MOST,
     POSITIONS_PER_CALL,
     TOKEN,
     Cache,
@@ -52,15 +53,24 @@ __all__ = [
 ]  # fmt: skip
 
 
+COLDEST = 1e-6  # temperature above 0: below it float32 cannot tell logits apart
+
+
 def check_token_settings(settings: Any) -> None:
     """ValueError: max_new_tokens (one number, or one for each prompt), temperature, top_k or top_p out of range."""
+    if hasattr(settings.max_new_tokens, "__index__"):  # numpy's numbers, too
+        object.__setattr__(settings, "max_new_tokens", int(settings.max_new_tokens))
     most, temperature, top_p = settings.max_new_tokens, settings.temperature, settings.top_p
-    for tokens in [most] if isinstance(most, int) else most:
-        if tokens < 1:
+    for tokens in most if isinstance(most, Sequence | Tensor) else [most]:
+        if not hasattr(tokens, "__index__"):
+            raise ValueError(f"max_new_tokens is {tokens!r}; it must be a whole number")
+        if not 1 <= tokens <= MOST:
             raise ValueError(f"max_new_tokens is {tokens}; it must be at least 1")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
-    if (top_k := getattr(settings, "top_k", None)) is not None and top_k < 1:
+    if not (temperature == 0 or COLDEST <= temperature < math.inf):
+        raise ValueError(
+            f"temperature is {temperature}; it must be 0 (greedy) or a positive number, at least {COLDEST}"
+        )
+    if (top_k := getattr(settings, "top_k", None)) is not None and not (hasattr(top_k, "__index__") and top_k >= 1):
         raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every id")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be in (0, 1], or None to keep every id")

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,7 @@ class Loss:
 
     term: Callable[..., Tensor]  # (policy, *data) -> the sum, with gradient
     data: tuple[Responses, ...]  # of one length each
+    settings: Mapping[str, float] = field(default_factory=dict)  # what the term depends on besides, such as β
 
     def __call__(self, policy: Callable[..., Tensor], rows: Any = slice(None)) -> Tensor:
         return self.term(policy, *(part[rows] for part in self.data))
@@ -115,7 +116,7 @@ class Loss:
     @property
     def digest(self) -> str:
         """What tells this loss from another when a run is resumed: its data, and what the base says of them."""
-        values = [getattr(part, field.name).cpu().numpy() for part in self.data for field in fields(part)]
+        values = [getattr(part, each.name).cpu().numpy() for part in self.data for each in fields(part)]
         content = "".join(f"{value.shape}" for value in values).encode() + b"".join(map(np.ndarray.tobytes, values))
         return hashlib.blake2b(content, digest_size=8).hexdigest()
 
@@ -125,6 +126,8 @@ class FiniteClass(Sequence):
 
     def __init__(self, policies: Sequence[nn.Module]):
         self.policies = list(policies)
+        if not self.policies:
+            raise ValueError("the class is empty; give at least one policy")
         named = [dict(policy.named_parameters()) for policy in self.policies]
         self.parameters = {name: torch.stack([part[name].detach() for part in named]) for name in named[0]}
 

@@ -46,7 +46,9 @@ def vote(name: str) -> Validator:
 
 
 def repeat(validator: Validator, k: int) -> list[Validator]:
-    """The validator k times, independent of each other given the case."""
+    """The validator k times, independent of each other given the case. ValueError: k is below 1."""
+    if k < 1:
+        raise ValueError(f"k is {k}; repeat a validator at least once")
 
     def numbered(j: int) -> Validator:
         return lambda judge, cases, *label: validator(judge, cases, *label, j)

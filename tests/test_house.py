@@ -23,7 +23,10 @@ ALLOWED = {  # package -> what its files may import besides the standard library
     "tests": None,
 }
 ROOMS = {"reference/cli": {"tyro"}}  # what a room may import besides; so the algorithms do without it
-LAZY = {"reference": {"matplotlib", "math_verify"}}  # only inside a function: nobody needs them to import the file
+LAZY = {
+    "reference": {"matplotlib", "math_verify"},
+    "toy": {"gguf"},
+}  # only inside a function: nobody needs them to import the file
 SAMPLING = {"random", "secrets", "default_rng", "rvs"}  # names by which theory, which does not sample, could
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,12 +23,12 @@ from tyro.conf import Positional
 
 from reference.checkpoints import find_folder, read_json, write_whole
 from reference.evaluation.tasks import Task
-from reference.interface import Cost, Samples
+from reference.interface import Cost, Samples, check_settings
 from reference.sampling import child_seed, key_of
+from reference.text.identity import VERSION, digest, flat, folder_digest
 from reference.text.text_model import TextModel
 from reference.transformer import Config
 
-TOY = Path(__file__).resolve().parents[2] / "toy" / "checkpoint"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -37,7 +38,7 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    model: str = "toy"  # a checkpoint's folder, or a repository id "owner/name"; toy: the one that is shipped
+    model: str = "toy"  # a checkpoint's folder, or "owner/name"; toy: shipped; smollm2: see make smollm2
     templates: str | None = None  # how the model is spoken to, "module:object"; none: what its folder says
     dtype: str = "auto"  # of the weights: float32, bfloat16, float16 or float64; auto: as they are stored
     device: str = "auto"  # cpu, cuda, cuda:1, ..; auto: a GPU if there is one
@@ -45,10 +46,6 @@ class Checkpoint:
 
     def folder(self) -> Path:
         """FileNotFoundError: there is no such folder or repository."""
-        if self.model == "toy":
-            if not TOY.is_dir():
-                raise FileNotFoundError(f"the toy checkpoint is not in {TOY}; name a model with --model")
-            return TOY
         return find_folder(self.model)
 
     def room(self) -> int:
@@ -67,11 +64,21 @@ class Checkpoint:
             str(source.get("dtype") or source.get("torch_dtype")), torch.float32
         )
 
+    def identity(self) -> dict[str, Any]:
+        """What the model is: its weights, and how it is read and spoken to. Reads the files, but loads nothing."""
+        return {
+            "weights": folder_digest(self.folder(), "*.safetensors"),
+            "tokenizer and stop ids": folder_digest(self.folder(), "*.json", "**/*.jinja"),
+            "dtype": str(self.stored_dtype()).removeprefix("torch."), "templates": self.templates,
+            "max_length": self.max_length,
+        }  # fmt: skip
+
     def load(self) -> TextModel:
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         device = gpu if self.device == "auto" else self.device
         try:
-            torch.empty(0, device=device)
+            if torch.empty(0, device=device).is_meta:
+                raise ValueError("it holds no numbers")
         except Exception as error:  # torch raises what it likes
             raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
         dtype = DTYPES.get(self.dtype)
@@ -104,11 +111,14 @@ class Input:
                 raise ValueError("there is no prompt; give one as an argument, by --file, or on stdin")
             name, text = "stdin", sys.stdin.read()
         else:
-            name, text = str(self.file), Path(str(self.file)).read_text(encoding="utf-8")
-        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+            name, text = str(self.file), Path(str(self.file)).read_bytes().decode("utf-8-sig")
+        lines = [
+            (i, line.rstrip("\r")) for i, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1) if line.strip()
+        ]
         if not lines:
             raise ValueError(f"{name} has no line; put a prompt on each")
-        objects = name.endswith((".jsonl", ".json")) or (name == "stdin" and lines[0][1].lstrip().startswith('{"'))
+        begins = re.match(r'\s*\{\s*"', lines[0][1]) is not None
+        objects = name.lower().endswith((".jsonl", ".json")) or (name == "stdin" and begins)
         return [read_line(name, i, line) if objects else {"prompt": line} for i, line in lines]
 
 
@@ -117,7 +127,7 @@ def read_line(name: str, number: int, line: str) -> dict[str, Any]:
         found = json.loads(line)
         prompt = next(found[key] for key in ("prompt", "problem", "question") if key in found)
         return {**found, "prompt": prompt + ""}  # a text?
-    except (ValueError, TypeError, StopIteration):
+    except (ValueError, TypeError, StopIteration, RecursionError):
         raise ValueError(f'{name}, line {number} is not an object with a "prompt", "problem" or "question"') from None
 
 
@@ -138,6 +148,9 @@ class Asked:
     slots: int | None = None  # requests decoded at a time; none: as many as fit the memory
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
+    def __post_init__(self) -> None:
+        check_settings(self, least={"n": 1, "slots": 1})
+
     @cached_property
     def speaker(self) -> TextModel:
         return self.checkpoint.load()
@@ -152,8 +165,13 @@ class Asked:
 
     @cached_property
     def keys(self) -> list[int | str]:
-        """What addresses a prompt's randomness: its id, or its place."""
-        return [line.get("id", i) for i, line in enumerate(self.lines)]
+        """What addresses a prompt's randomness: its id, or its place; among ids a place is no id. ValueError: no id."""
+        some = any("id" in line for line in self.lines)
+        keys = [line.get("id", f"line {i + 1}" if some else i) for i, line in enumerate(self.lines)]
+        for i, key in enumerate(keys):
+            if not isinstance(key, int | str) or isinstance(key, bool) or abs(key if isinstance(key, int) else 0) >> 63:
+                raise ValueError(f"prompt {i + 1} has the id {key!r}; an id is a text or a whole number of 63 bits")
+        return keys
 
     @cached_property
     def prompts(self) -> list[list[int]]:
@@ -168,6 +186,13 @@ class Asked:
     def draw(self, sampler: Callable[..., Any], *args: Any, **settings: Any) -> Any:
         """A sampler of responses to ids, such as `generate` or `power_sample`, on the prompts."""
         return sampler(self.speaker.model, self.prompts, *args, **self.drawing, **settings)
+
+    def identity(self, command: str, **settings: Any) -> dict[str, Any]:
+        """What a result of this command depends on (`reference/text/identity.py`)."""
+        return {
+            "version": VERSION, "command": command, **flat(settings), "seed": self.seed, "raw": self.input.raw,
+            "prompts": digest(self.questions), "keys": digest(self.keys), **self.checkpoint.identity(),
+        }  # fmt: skip
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -224,12 +249,18 @@ class Output:
         if self.out is None:
             print(text)
         else:
-            write_whole(Path(self.out), lambda part: part.write_text(text + "\n", encoding="utf-8"))
+            try:
+                write_whole(Path(self.out), lambda part: part.write_text(text + "\n", encoding="utf-8"))
+            except OSError as error:
+                print(text)
+                raise OSError(f"{self.out} cannot be written ({error.strerror}); the answers stand above") from None
 
 
 def check_writable(path: str | Path) -> None:
     """OSError: a file cannot be written there. Nothing is left behind, or changed."""
     path, existed = Path(path), Path(path).exists()
+    if existed and not path.is_file() and not path.is_dir():
+        return  # a device or a pipe, whose opening may wait for a reader
     open(path, "a").close()
     if not existed:
         path.unlink()
@@ -273,7 +304,7 @@ def show(asked: Asked, answers: Answers, output: Output, seconds: float) -> None
     """Print or write a method's result, and what it cost on stderr."""
     lines = records(asked, answers)
     if output.json:
-        output.write("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+        output.write("\n".join(map(json.dumps, lines)))
     else:
         several = sum(len(line["responses"]) for line in lines) > 1
         parts = []

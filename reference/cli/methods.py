@@ -7,6 +7,7 @@ task, with its `config`. The fields of what it is given are its options (`refere
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -194,6 +195,7 @@ class VerifyConfig:
 def verify(
     asked: Asked,
     config: VerifyConfig,
+    output: Output,
     candidate: Annotated[str | None, arg(help="verify this answer instead of drawing any, and show the votes")] = None,
 ) -> Answers | None:
     """Draw candidates and answer with the first that the model's own checks accept (2605.26132, UQ-TTC).
@@ -204,12 +206,19 @@ def verify(
     """
     if candidate is None:
         return asked.discuss(uq_ttc, SVDConfig(**vars(config)))
+    lines = []
     for i, question in enumerate(asked.questions):
         one = asked.about([question], asked.keys[i : i + 1])
         record = one.discuss(cast_votes, [[candidate]], config.cascade)
+        votes = {name: own.tolist() for name, own in zip(record.stages, record.votes[0, 0])}
+        static, accepted = bool(record.static[0, 0]), bool(record.accepted()[0, 0])
+        if output.json:
+            known = {"id": asked.keys[i], "prompt": question, "static": static, "votes": votes, "accepted": accepted}
+            lines.append(json.dumps(known))
+            continue
         said = {1: "yes", 0: "no"}
-        print(f"{question}\n  static check: {'passed' if record.static[0, 0] else 'failed: no answer can be read'}")
-        for name, votes in zip(record.stages, record.votes[0, 0].tolist()):
-            print(f"  {name}: {' '.join(said.get(vote, '-') for vote in votes)}")
-        print(f"  {'accepted' if record.accepted()[0, 0] else 'rejected'}")
+        lines += [question, f"  static check: {'passed' if static else 'failed: no answer can be read'}"]
+        lines += [f"  {name}: {' '.join(said.get(vote, '-') for vote in own)}" for name, own in votes.items()]
+        lines.append(f"  {'accepted' if accepted else 'rejected'}")
+    output.write("\n".join(lines))
     return None

@@ -19,7 +19,7 @@ from reference.checkpoints import read_json
 from reference.cli.asking import Asked, Checkpoint, Grading, Input, Method, Output, check_writable, records
 from reference.evaluation.evaluate import evaluate as run_evaluation
 from reference.evaluation.graders import make_grader
-from reference.evaluation.results import Results
+from reference.evaluation.results import Results, is_results
 from reference.evaluation.results import merge as merge_results
 from reference.evaluation.results import report as make_report
 from reference.evaluation.tasks import FORMATS, Task, parse_shard
@@ -44,17 +44,19 @@ def evaluate(
 
     sharpen evaluate METHOD --help shows the method's own settings too. Under torchrun each process takes a shard, and
     writes a file of its own; `sharpen report` takes them together.
-    Example: sharpen evaluate power --task math500.jsonl --format math500 --grader math --out results.jsonl
+    A task is a file of JSON lines, such as one of a public benchmark; `python -m toy.questions products > task.jsonl`
+    makes a small one for smollm2.
+    Example: sharpen evaluate power --model smollm2 --task task.jsonl --grader numeric --out runs/power.jsonl
     """
     own, checkpoint, shard = evaluation, asked.checkpoint, evaluation.shard
     named = own.grader or FORMATS[task.format].grader
     grade = make_grader(named, own.allow_code_execution)
-    at = parse_shard(shard) if shard else (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    ranks = f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"  # torchrun's
+    at = parse_shard(shard or ranks)
     place = Path(out) if shard or at[1] == 1 else Path(out).with_suffix(f".{at[0]}of{at[1]}{Path(out).suffix}")
     settings = {
-        **method.settings, "model": checkpoint.model, "dtype": checkpoint.dtype, "templates": checkpoint.templates,
-        "max_length": checkpoint.max_length, "raw": asked.input.raw, "seed": asked.seed, "samples": asked.n,
-        "grader": named, "batch": own.batch, **task.settings,
+        **method.settings, "model": checkpoint.model, **checkpoint.identity(), "raw": asked.input.raw,
+        "seed": asked.seed, "samples": asked.n, "grader": named, "batch": own.batch, **task.settings,
     }  # fmt: skip
     with Results(place, settings, at) as results:
 
@@ -80,6 +82,10 @@ def report(
     Page: evaluation/statistics
     """
     places = [Path(file) for file in files]
+    others = [place for place in places if len(places) > 1 and not is_results(place)]
+    for other in others:
+        print(f"sharpen: {other} is no file of results; passed over", file=sys.stderr)
+    places = [place for place in places if place not in others] or places
     for place in (merge, picture):
         if place is not None:
             check_writable(place)
@@ -116,7 +122,10 @@ def score(
             if isinstance(text, str):
                 texts.append((i, speaker.tokenizer.encode(text, special_tokens=False) + stop))
             else:
-                texts += [(i, own["tokens"]) for own in line["responses"]]
+                found = [own["tokens"] for own in line["responses"]]
+                if not all(isinstance(ids, list) and ids and all(type(x) is int for x in ids) for ids in found):
+                    raise TypeError
+                texts += [(i, ids) for ids in found]
         except (KeyError, TypeError):
             raise ValueError(
                 f'prompt {i + 1} has no response; give --response, or lines with "responses" that have "tokens"'
@@ -127,7 +136,7 @@ def score(
         total = float(logp.double().sum())
         if output.json:
             known = {"tokens": ids, "logp": [round(x, 6) for x in logp.tolist()], "total": total}
-            lines.append(json.dumps({"id": asked.keys[i], "prompt": asked.questions[i], **known}, ensure_ascii=False))
+            lines.append(json.dumps({"id": asked.keys[i], "prompt": asked.questions[i], **known}))
         else:
             lines.append(f"log p {total:.4f}, {len(ids)} tokens, {total / len(ids):.4f} per token: "
                          f"{speaker.tokenizer.decode(ids)}")  # fmt: skip
@@ -147,6 +156,8 @@ def info(checkpoint: Checkpoint) -> None:
         model = Transformer(config, checkpoint.max_length).to(dtype)
     c, said = config, read_json(folder / "config.json")
     print(f"{folder}: {c.model_type}, {model.num_parameters():,} parameters, {str(dtype).removeprefix('torch.')}")
+    if name := said.get("_name_or_path"):
+        print(f"  {name}")
     print(f"  {c.num_hidden_layers} layers of width {c.hidden_size} and {c.intermediate_size}, {c.vocab_size:,} ids")
     print(f"  {c.num_attention_heads} heads on {c.num_key_value_heads} keys and values, of {c.head_dim} dimensions")
     print(f"  context {model.max_length:,} positions; {model.kv_bytes_per_token():,} bytes of cache a token")

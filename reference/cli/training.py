@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from reference.checkpoints import write_whole
-from reference.cli.asking import Asked, Grading, check_writable
+from reference.cli.asking import Asked, Grading
 from reference.evaluation.graders import make_grader
 from reference.evaluation.tasks import FORMATS, Problem
 from reference.grpo import GRPOConfig, grpo
@@ -21,9 +22,11 @@ from reference.interface import Samples
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo_rounds
 from reference.self_verified_distillation import SVDConfig, self_verified_distillation
 from reference.sft_sharpening import SFTConfig, sft_sharpen
+from reference.text.identity import digest
 from reference.training.distributed import Processes, processes, sample
 from reference.training.loop import FitConfig, train
 from reference.training.lora import LoRAConfig, add_lora
+from reference.training.run_folder import RunFolder, in_blocks
 
 GRPO_FIT = FitConfig(batch=1024, rate=1e-6)  # DeepSeekMath's
 SVD_FIT = FitConfig(batch=64, rate=2e-5, schedule="cosine", clip=0.2)  # 2605.26132's, for 4B
@@ -38,13 +41,16 @@ class Training:
     def adapt(self, model: Any) -> Any:
         return add_lora(model, self.adapters) if self.lora else model
 
-    def run(self, asked: Asked, learn: Callable[[Processes, Path], dict[str, Any]]) -> None:
-        """Train the model that is asked, and write it to the folder with what `learn` gives, training's log."""
-        folder = Path(self.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        check_writable(folder / "log.json")
-        asked.questions  # noqa: B018 (read before the model is)
-        with processes() as here:
+    def run(self, asked: Asked, learn: Callable[[Processes, Path], dict[str, Any]], **depends: Any) -> None:
+        """Train the model that is asked, and write it to the folder with what `learn` gives, training's log.
+
+        depends: what the result depends on besides the model and its prompts: all settings, answers."""
+        command = learn.__qualname__.partition(".")[0].replace("train_", "train ")
+        identity = asked.identity(command, **depends, lora=self.lora, adapters=self.adapters if self.lora else None)
+        with (
+            processes() as here,
+            RunFolder(self.out, identity) if here.rank == 0 else nullcontext(Path(self.out)) as folder,
+        ):
             log = learn(here, folder / "training.pt")
             if here.rank == 0:
                 asked.speaker.save_pretrained(folder)
@@ -55,7 +61,7 @@ class Training:
 def train_sft(asked: Asked, config: SFTConfig, fitting: FitConfig, training: Training) -> None:
     """SFT-Sharpening: learn the best of N own responses to each prompt (2412.01951).
 
-    Example: sharpen train sft --file problems.txt --out runs/sharper -n 32 --no-lora --epochs 3 --rate 1e-3 --clip 1
+    Example: sharpen train sft --file problems.txt --out runs/sft -n 32 --no-lora --epochs 3 --rate 1e-3 --clip 1
     Page: sft_sharpening
     """
 
@@ -67,16 +73,17 @@ def train_sft(asked: Asked, config: SFTConfig, fitting: FitConfig, training: Tra
             log.update(tuned.log)
             return tuned.model
 
-        sharp = sft_sharpen(model, model, asked.prompts, config, minimise=minimise, sample=sample, **asked.drawing)
+        sharp = sft_sharpen(model, model, asked.prompts, config, minimise=minimise,
+                            sample=in_blocks(sample, state.parent), **asked.drawing)  # fmt: skip
         return {**log, "draws": sharp.chosen.draws.flatten().tolist(), "cost": asdict(sharp.cost)}
 
-    training.run(asked, learn)
+    training.run(asked, learn, config=config, fitting=fitting)
 
 
 def train_dpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Training) -> None:
     """RLHF-Sharpening, offline: regression to differences of the self-reward (2412.01951, DPO).
 
-    Example: sharpen train dpo --file problems.txt --out runs/sharper --pairs 4 --no-lora --epochs 3 --rate 1e-4
+    Example: sharpen train dpo --file problems.txt --out runs/dpo --pairs 4 --no-lora --epochs 3 --rate 1e-4
     Page: rlhf_sharpening
     """
 
@@ -88,17 +95,18 @@ def train_dpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Tr
             log.update(tuned.log)
             return tuned.model
 
-        trained = dpo_sharpen(model, model, asked.prompts, config, minimise=minimise, sample=sample, **asked.drawing)
+        trained = dpo_sharpen(model, model, asked.prompts, config, minimise=minimise,
+                              sample=in_blocks(sample, state.parent), **asked.drawing)  # fmt: skip
         return {**log, "cost": asdict(trained.cost)}
 
-    training.run(asked, learn)
+    training.run(asked, learn, config=config, fitting=fitting)
 
 
 def train_xpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Training) -> None:
     """RLHF-Sharpening, online: XPO, with optimistic exploration; the last iterate is kept (2412.01951, Algorithm 1).
 
     Every round fits the policy to all pairs so far, from where the last round left it.
-    Example: sharpen train xpo --file problems.txt --out runs/sharper --rounds 20 --no-lora --epochs 3 --rate 1e-4
+    Example: sharpen train xpo --file problems.txt --out runs/xpo --rounds 20 --no-lora --epochs 3 --rate 1e-4
     Page: rlhf_sharpening
     """
 
@@ -113,11 +121,13 @@ def train_xpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Tr
             return tuned.model
 
         settings = {**asked.drawing, "keys": None}  # a prompt may come several times
-        rounds = xpo_rounds(base, policy, asked.prompts, config, minimise=minimise, sample=sample, **settings)
+        rounds = xpo_rounds(
+            base, policy, asked.prompts, config, minimise=minimise, sample=in_blocks(sample, state.parent), **settings
+        )  # fmt: skip
         costs = [cost for _, _, cost in rounds]
         return {"loss": losses, "cost": asdict(sum(costs[1:], costs[0]))}
 
-    training.run(asked, learn)
+    training.run(asked, learn, config=config, fitting=fitting)
 
 
 def train_grpo(
@@ -125,7 +135,8 @@ def train_grpo(
 ) -> None:
     """GRPO, the RL baseline: the reward is a grader's, so the problems need answers (2402.03300).
 
-    Example: sharpen train grpo --file train.jsonl --format gsm8k --out runs/grpo --prompts 16 --group 8 --batch 128
+    `python -m toy.questions products > problems.jsonl` makes some for smollm2.
+    Example: sharpen train grpo --model smollm2 --file problems.jsonl --grader numeric --out runs/grpo --group 8
     Page: grpo
     """
     named = grading.grader or FORMATS[asked.input.format or "plain"].grader
@@ -135,6 +146,8 @@ def train_grpo(
             raise ValueError(f"prompt {i + 1} has no answer; give a --file of JSON lines that have, or a --format")
     problems = [Problem(line.get("id", i), line["prompt"], str(line["answer"]), line.get("begin", ""))
                 for i, line in enumerate(asked.lines)]  # fmt: skip
+    for problem in problems:
+        grade(problem, "")  # what it cannot grade is found before a token is drawn
 
     def reward(index: list[int], samples: Samples) -> torch.Tensor:
         decode = asked.speaker.tokenizer.decode
@@ -149,7 +162,8 @@ def train_grpo(
         )  # fmt: skip
         return {**tuned.log, "cost": asdict(tuned.cost)}
 
-    training.run(asked, learn)
+    answers = digest([problem.answer for problem in problems])
+    training.run(asked, learn, config=config, fitting=fitting, grader=named, answers=answers)
 
 
 def train_svd(asked: Asked, config: SVDConfig, training: Training, fitting: FitConfig = SVD_FIT) -> None:
@@ -174,4 +188,4 @@ def train_svd(asked: Asked, config: SVDConfig, training: Training, fitting: FitC
             "cost": [asdict(each.candidates.cost) for each in rounds],
         }  # fmt: skip
 
-    training.run(asked, learn)
+    training.run(asked, learn, config=config, fitting=fitting)

@@ -13,6 +13,8 @@ from reference.engine.records import Table
 from reference.interface import LanguageModel, check_horizons, check_prompts, check_stop_ids
 from reference.randomness import key_of
 
+BYTES_PER_TOKEN = 24  # of a response: its token, log p, log q, random number
+
 
 @dataclass
 class Requests(Table):
@@ -73,6 +75,7 @@ def make_plan(
     if keys is not None and len(keys) != len(texts):
         raise ValueError(f"{len(keys)} keys for {len(texts)} prompts; give one for each")
     order, n, device = list(range(len(texts))), samples_per_prompt * group, model.device
+    check_memory(model, len(texts) * n, group * caches, max(horizons), max(map(len, texts)))
     if longest_first:
         order.sort(key=lambda i: (-horizons[i], -len(texts[i])))
     names = order if keys is None else [keys[i] for i in order]
@@ -91,6 +94,20 @@ def make_plan(
         model, [texts[i] for i in order], stops, requests, n,
         choose_slots(slots, model, len(requests), capacity, caches, group), max(horizons), seed, keys, order,
     )  # fmt: skip
+
+
+def check_memory(model: LanguageModel, requests: int, rows: int, horizon: int, longest: int) -> None:
+    """ValueError: the responses, or the keys and values of rows that go on together, do not fit this machine."""
+    cached = getattr(model, "kv_bytes_per_token", lambda: 0)() * (longest + horizon)
+    need = requests * horizon * BYTES_PER_TOKEN + rows * (cached + 32 * model.vocab_size)
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if model.device.type == "cuda":
+        have = max(have, torch.cuda.get_device_properties(model.device).total_memory)
+    if need > have:
+        raise ValueError(
+            f"{requests:,} responses of up to {horizon:,} tokens, {rows:,} rows at a time, take {need / 1e9:,.0f} GB, "
+            f"and there are {have / 1e9:,.0f}; ask for fewer"
+        )
 
 
 def choose_slots(

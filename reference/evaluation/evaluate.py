@@ -45,6 +45,7 @@ def evaluate(
     groups = (group for g, group in enumerate(batches(task, batch)) if g % shards == shard)
     own = None if total is None else sum(min(batch, total - g) for g in range(shard * batch, total, shards * batch))
     quiet = None if progress else True  # None: quiet where nobody looks at a terminal
+    told = ""
     with tqdm(total=own, initial=len(results.done), unit="problem", smoothing=0.1, disable=quiet) as bar:
         try:
             for group in groups:
@@ -61,11 +62,24 @@ def evaluate(
                 seconds = {"decode": decoded - begin, "grade": time.perf_counter() - decoded}
                 results.append(lines, {"ids": [line["id"] for line in lines], "seconds": seconds})
                 bar.update(len(lines))
+                if progress and lines and own and not told:
+                    told = forecast(found, len(group), decoded - begin, own - len(results.done))
+                    print(told, file=sys.stderr)
         except KeyboardInterrupt:
             of = "" if own is None else f" of {own}"
             print(f"\n{len(results.done)}{of} problems are in {results.path}; the same command goes on from there",
                   file=sys.stderr)  # fmt: skip
             raise
+
+
+def forecast(found: list[dict[str, Any]], problems: int, seconds: float, left: int) -> str:
+    """What the first batch says of the others."""
+    tokens = sum(one["cost"]["decoded_tokens"] for one in found)
+    end = time.localtime(time.time() + left * seconds / problems)
+    return (
+        f"{tokens / max(seconds, 1e-9):.0f} tokens per second; {left} problems are left, about "
+        f"{left * tokens / problems:,.0f} tokens, until {time.strftime('%H:%M on %A', end)}"
+    )
 
 
 def batches(task: Iterable[Problem], batch: int) -> Iterator[list[tuple[int, Problem]]]:

@@ -13,10 +13,11 @@ can say how often that happened: an accuracy with many of them measures the hori
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from reference.evaluation.code_grader import WARNING, CodeLimits, confinement, find_program, run_program
@@ -30,15 +31,23 @@ class Verdict:
     answer: str | None  # as it was read; None: there is none
 
 
+LONGEST = 1000  # characters of an answer
 Grader = Callable[[Problem, str], Verdict]
-SAID = re.compile(r"answer(?:\s+is|\s*:)[\s:*]*(?=([^\n]+))", re.IGNORECASE)
+SAID = re.compile(r"answer(?:\s+is|\s*:)[\s:*]*", re.IGNORECASE)
+
+
+def said(text: str) -> Iterator[str]:
+    """What follows "answer is" and "answer:" on their lines, the last first."""
+    for end in reversed([match.end() for match in SAID.finditer(text)]):
+        if line := text[end : end + LONGEST].partition("\n")[0]:
+            yield line
 
 
 def exact(problem: Problem, text: str) -> Verdict:
     if as_number(problem.answer) is not None:
         return numeric(problem, text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    answer = last_boxed(text) or (SAID.findall(text) or lines[-1:] or [None])[-1]
+    answer = last_boxed(text) or next(said(text), None) or next(reversed(lines), None)
     return Verdict(equal(answer, problem.answer), answer)
 
 
@@ -60,7 +69,7 @@ def choice(problem: Problem, text: str) -> Verdict:
     r"""\boxed{C}, \boxed{\text{(C)}}, "the answer is (C)", "Answer: C". ValueError: the true answer is no letter."""
     if problem.answer not in tuple(LETTERS):
         raise ValueError(f"problem {problem.id!r}: the answer {problem.answer!r} is no letter; use another grader")
-    for part in (last_boxed(text), *SAID.findall(text)[::-1]):
+    for part in itertools.chain([last_boxed(text)], said(text)):
         if part and (letter := re.match(r"\W*(?i:text\w*|mathrm|choice|option)?\W*([A-J])(?![\w'])", part)):
             return Verdict(letter[1] == problem.answer, letter[1])
     return Verdict(False, None)

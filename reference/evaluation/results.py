@@ -25,6 +25,9 @@ import numpy as np
 from reference.checkpoints import write_whole
 from reference.evaluation.statistics import accuracy, pass_at_k
 
+RESPONSE = {"tokens", "logp", "finished", "answer", "right"}  # what is read of a response,
+COSTS = {"decoded_tokens", "sequential_tokens"}  # and of what it cost
+
 
 class Results:
     """A file that results are appended to, made or resumed: `with Results(path, settings) as results`.
@@ -103,7 +106,7 @@ def read_header(path: str | Path, line: bytes) -> dict[str, Any]:
         header = json.loads(line)
         if isinstance(header["settings"], dict) and len(header["shard"]) == 2:
             return header
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise ValueError(f"{path} is no file of results; its first line has no settings")
 
@@ -111,9 +114,13 @@ def read_header(path: str | Path, line: bytes) -> dict[str, Any]:
 def read_result(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         result = json.loads(line)
-        if {"index", "id", "responses", "cost"} <= result.keys():
+        if (
+            {"index", "id", "responses", "cost"} <= result.keys()
+            and result["cost"].keys() >= COSTS
+            and (result["responses"] and all(response.keys() >= RESPONSE for response in result["responses"]))
+        ):
             return result
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         pass
     raise ValueError(f"{path}, line {number} is no result; remove it, and the same command does its problem again")
 
@@ -162,6 +169,13 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> None:
                 raise ValueError(f"the shards have {count} of {total} problems; finish all of them first")
 
     write_whole(Path(out), write)
+
+
+def is_results(path: str | Path) -> bool:
+    try:
+        return bool(read_header(path, first_line(path)))
+    except ValueError:
+        return False
 
 
 def first_line(path: str | Path) -> bytes:

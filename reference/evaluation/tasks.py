@@ -105,7 +105,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 fields = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:  # of JSON or of UTF-8
+            except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
                 raise ValueError(f"{path}, line {number} is not JSON ({error})") from None
             if not isinstance(fields, dict):
                 raise ValueError(f"{path}, line {number} is not an object but a {type(fields).__name__}")

@@ -172,9 +172,12 @@ def last_boxed(text: str) -> str | None:
     \{ and \} are characters, not braces: \boxed{\{1, 2\}} gives \{1, 2\}.
     """
     answer, last, open_braces = None, -1, []  # where each open brace's content starts; -1 if it is not a box
-    for match in re.finditer(r"(\\+boxed\s*\{)|\\.|[{}]", text, re.DOTALL):  # a backslash takes the next character
-        if match[1] or match[0] == "{":
-            open_braces.append(match.end() if match[1] else -1)
-        elif match[0] == "}" and open_braces and (start := open_braces.pop()) > last:
+    escaped = -1  # the place of a character that a backslash takes
+    for match in re.finditer(r"(\\+)(boxed\s*\{)?|[{}]", text):
+        if match[1]:
+            escaped = match.end() if len(match[1]) % 2 and not match[2] else -1
+        if match[2] or (match[0] == "{" and match.start() != escaped):
+            open_braces.append(match.end() if match[2] else -1)
+        elif match[0] == "}" and match.start() != escaped and open_braces and (start := open_braces.pop()) > last:
             answer, last = text[start : match.start()].strip() or None, start
     return answer

@@ -91,6 +91,7 @@ class Templates:
         return named[name]
 
 
+KNOWN = ("reference.text.chat_templates:chat_templates", "toy.relay:TEMPLATES")  # sets that a checkpoint may name
 TemplatesLike = Templates | Callable[[Tokenizer], Templates] | str
 
 
@@ -121,6 +122,11 @@ class TextModel:
         folder = find_folder(path)
         tokenizer = Tokenizer.from_pretrained(folder)
         named = templates or read_json(folder / "config.json").get("templates")
+        if templates is None and named is not None and named not in KNOWN:
+            raise ValueError(
+                f"{folder} names the template set {named!r}, which is none of those that a checkpoint may import "
+                f"({', '.join(KNOWN)}); name it yourself (templates={named!r}) if you trust it"
+            )
         if named is None:
             named = "reference.text.chat_templates:chat_templates" if tokenizer.chat_templates else Templates()
         made = make_templates(named, tokenizer)  # before the model: a wrong name should not cost minutes
@@ -176,7 +182,10 @@ def make_templates(templates: TemplatesLike, tokenizer: Tokenizer) -> Templates:
                 "imported here"
             ) from None
     if callable(made):
-        made = made(tokenizer)
+        try:
+            made = made(tokenizer)
+        except TypeError as error:
+            raise ValueError(f"templates {templates!r} is no function of a tokenizer ({error})") from None
     if not isinstance(made, Templates):
         raise ValueError(
             f"templates {templates!r} gave a {type(made).__name__}; it must be a Templates, or a function of the "

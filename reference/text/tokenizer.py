@@ -110,10 +110,15 @@ class Tokenizer:
 
     def encode(self, text: str, special_tokens: bool = True, literal: bool = False) -> list[int]:
         """special_tokens: let the post-processor add what it adds (a BOS, say); false for a rendered chat.
-        literal: a special token's string in the text is plain text, not the token."""
+        literal: a special token's string in the text is plain text, not the token. ValueError: it is no text."""
+        if not isinstance(text, str) or (not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)):
+            raise ValueError(f"{str(text)[:40]!a} is no text that can be encoded (a lone surrogate, or no text at all)")
         if literal:
             return self.literal_backend.encode(text.replace(WRITTEN, ""), add_special_tokens=special_tokens).ids
-        return self.backend.encode(text, add_special_tokens=special_tokens).ids
+        try:
+            return self.backend.encode(text, add_special_tokens=special_tokens).ids
+        except Exception as error:  # tokenizers raises nothing more special
+            raise ValueError(f"{text[:40]!r} cannot be encoded ({error}); use words of the vocabulary") from None
 
     def decode(self, ids: Iterable[int] | Tensor, skip_special_tokens: bool = True) -> str:
         """Ids that stand for nothing (a model's padding rows) give nothing; broken UTF-8 gives "\ufffd"."""

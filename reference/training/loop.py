@@ -19,7 +19,7 @@ import copy
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tqdm import tqdm
 from reference.interface import check_settings
 from reference.randomness import CHOICE, uniform
 from reference.sampling import Cost, Generation, LanguageModel, check_prompts, generate
+from reference.text.identity import first_difference, flat
 from reference.training.lora import lora_layers
 from reference.transformer import write_whole
 
@@ -60,6 +61,8 @@ class FitConfig:
         least = {"batch": 1, "micro": 1, "save_every": 1, "warmup": 0, "weight_decay": 0}
         schedules = ("linear", "cosine", "constant")
         check_settings(self, positive=("epochs", "rate"), least=least, among={"schedule": schedules})
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; give two numbers from 0 to below 1, such as 0.9, 0.999")
         if not self.clip > 0:
             raise ValueError(f"clip is {self.clip}; it must be above 0 (inf: never clipped)")
 
@@ -93,7 +96,8 @@ def train(
     if not (n := len(loss)):  # type: ignore[arg-type]
         raise ValueError("the data set is empty; give at least one example")
     steps = max(1, math.ceil(config.epochs * n / config.batch))
-    run = (trainer or Trainer)(model, config, steps, getattr(loss, "digest", f"of {n} examples"))
+    depends = {"data": getattr(loss, "digest", f"{n} examples"), **getattr(loss, "settings", {})}
+    run = (trainer or Trainer)(model, config, steps, depends)
     run.resume(state)
     with tqdm(total=steps, initial=run.step, desc="train", unit="step", disable=None, leave=False) as progress:
         while run.step < steps:
@@ -211,14 +215,17 @@ class Completions:
 class Trainer:
     """A model in training: the weights that are trained, their optimiser, and how far it has come."""
 
-    def __init__(self, model: Any, config: FitConfig, steps: int, name: str = ""):
-        """steps: where the schedule ends. name: what else, with the settings, makes it this run and no other."""
+    def __init__(self, model: Any, config: FitConfig, steps: int, depends: Mapping[str, Any] | None = None):
+        """steps: where the schedule ends. depends: on what else, besides the settings and the weights that it begins
+        with, its result depends."""
         self.model, self.config, self.steps, self.step = model, config, steps, 0
         self.log: dict[str, list[float]] = {"loss": []}
         self.saved, self.writes = "no checkpoint was written", True
         self.weights = trainable(model)
         shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
-        self.run = f"{config}, {steps} steps, data {name}, weights {digest(shapes)}"
+        begin = weights_digest(getattr(self, "given", model))
+        self.run = {**flat(config), "steps": steps, **flat(depends or {}), "trained weights": digest(shapes),
+                    "weights at the start": begin}  # fmt: skip
         self.optimiser = torch.optim.AdamW(
             self.weights.values(), lr=config.rate, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -300,8 +307,8 @@ class Trainer:
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{path} is not a checkpoint of training ({reason}); remove it, or name another") from None
-        if run != self.run:
-            raise ValueError(f"{path} belongs to another run ({run}, here {self.run}); remove it, or name another")
+        if difference := first_difference(run if isinstance(run, dict) else {"run": run}, self.run):
+            raise ValueError(f"{path} belongs to another run ({difference}); remove it, or name another")
         if here != machine():
             warnings.warn(f"{path} was written with {here}, this is {machine()}: not the same to the bit", stacklevel=2)
         self.scatter(kept)
@@ -321,6 +328,15 @@ def trainable(model: Any) -> dict[str, nn.Parameter]:
 def digest(content: Any) -> str:
     """What tells one data set, or one set of weights' shapes, from another in a checkpoint."""
     return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
+
+
+def weights_digest(model: Any) -> str:
+    """Of all weights of a model, as they are."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, weight in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def machine() -> dict[str, Any]:

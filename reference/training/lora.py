@@ -77,6 +77,8 @@ def add_lora(model: Any, config: LoRAConfig) -> Any:
         )
     for name, layer in found.items():
         if name.rpartition(".")[2] in config.targets:
+            if config.rank > (most := min(layer.in_features, layer.out_features)):
+                raise ValueError(f"LoRA rank is {config.rank}, but {name} has rank {most} at most; give a smaller one")
             model.set_submodule(name, LoRALinear(layer, config, name))
     return model
 

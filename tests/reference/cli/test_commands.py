@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import reference.__main__ as command
+from reference.checkpoints import NAMED
 from reference.cli import asking, listing, methods
 from reference.cli.asking import Asked, Checkpoint, Input
 from reference.cli.command_line import load, options_of, parse, read_docstring, rules
@@ -49,6 +50,7 @@ METHODS = {  # options with which each takes a moment
     "refine": ["--drafts", "2", "--workspace", "24", "-n", "2"],
     "verify": ["-n", "2", "--votes", "2", "--cascade-tokens", "6"],
 }
+TOY = NAMED["toy"][0]
 QUESTIONS = ["3 + 4 x 2 + 5 x 7 + 1", "4 + 10 + 9 x 7 x 7 x 2"]
 
 
@@ -273,7 +275,7 @@ def test_grpo_learns_from_a_grader(run, task, tmp_path):
     run("train", "grpo", "--file", task, "--format", "plain", "-o", tmp_path / "out", "--no-lora", *few)
     log = json.loads((tmp_path / "out" / "log.json").read_text())
     assert len(log["reward"]) == 2 and 0 < sum(log["reward"]) < 2  # some right, some wrong
-    new, old = (Transformer.from_pretrained(folder).state_dict() for folder in (tmp_path / "out", asking.TOY))
+    new, old = (Transformer.from_pretrained(folder).state_dict() for folder in (tmp_path / "out", TOY))
     assert any(not torch.equal(new[name], old[name]) for name in new)
 
 
@@ -296,9 +298,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(run, questions, tmp_path,
     monkeypatch.setattr(Trainer, "update", update)
     run(*options, "-o", tmp_path / "broken")
     whole, broken = (tmp_path / name / "model.safetensors" for name in ("whole", "broken"))
-    assert whole.read_bytes() == broken.read_bytes() != (asking.TOY / "model.safetensors").read_bytes()
+    assert whole.read_bytes() == broken.read_bytes() != (TOY / "model.safetensors").read_bytes()
     run(*options[:-1], 3, "-o", tmp_path / "broken", code=2)
-    assert "belongs to another run" in run.err
+    assert "fitting.save_every = 2, and now fitting.save_every is 3" in run.err
 
 
 def test_svd_trains_the_toy_model(run, tmp_path):
@@ -309,7 +311,7 @@ def test_svd_trains_the_toy_model(run, tmp_path):
     run("train", "svd", "--file", file, "-o", tmp_path / "out", "-n", 4, *law, *how)
     log = json.loads((tmp_path / "out" / "log.json").read_text())
     assert 0 < log["kept"][0] <= 12 and set(log["rejected"][0]) == {"static", "cycle", "facts", "correct"}
-    new, old = (Transformer.from_pretrained(folder).state_dict() for folder in (tmp_path / "out", asking.TOY))
+    new, old = (Transformer.from_pretrained(folder).state_dict() for folder in (tmp_path / "out", TOY))
     assert any(not torch.equal(new[name], old[name]) for name in new)
 
 

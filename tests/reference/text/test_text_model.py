@@ -197,11 +197,14 @@ def test_which_set_a_folder_gets(folder, tmp_path, monkeypatch):
 
     assert name(folder()) == "none"
     assert name(folder(CHAT)) == "chat"
-    assert name(folder(CHAT, templates="near_world:TEMPLATES")) == "near"
+    assert name(folder(CHAT, templates="toy.relay:TEMPLATES")) == "relay"
+    with pytest.raises(ValueError, match="names the template set 'near_world:TEMPLATES', which is none of those"):
+        name(folder(CHAT, templates="near_world:TEMPLATES"))  # a checkpoint does not choose what is imported
+    assert name(folder(CHAT, templates="near_world:TEMPLATES"), templates="near_world:TEMPLATES") == "near"
     assert name(folder(CHAT, templates="near_world:TEMPLATES"), templates=relay_templates) == "relay"
     assert name(folder(), templates="near_world:TEMPLATES") == "near"
     with pytest.raises(ValueError, match="templates 'gone:TEMPLATES' cannot be found"):
-        name(folder(templates="gone:TEMPLATES"))
+        name(folder(), templates="gone:TEMPLATES")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

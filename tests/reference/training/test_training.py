@@ -514,12 +514,14 @@ def unpoisoned(model):
 
 
 @pytest.mark.parametrize(
-    "other", [{"rate": 2e-2}, {"seed": 6}, {"epochs": 3}, "data", "model"], ids=lambda other: str(other)
+    "other", [{"rate": 2e-2}, {"seed": 6}, {"epochs": 3}, "data", "model", "weights"], ids=lambda other: str(other)
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, other):
     fit(new_model(), EXAMPLES, CONFIG, state=tmp_path / "state.pt")
     before = (tmp_path / "state.pt").read_bytes()
     model = adapted() if other == "model" else new_model()
+    if other == "weights":
+        next(model.parameters()).data += 1e-3
     examples = [*EXAMPLES[:-1], ([3, 2, 1], [2, 0])] if other == "data" else EXAMPLES
     config = replace(CONFIG, **other) if isinstance(other, dict) else CONFIG
     with pytest.raises(ValueError, match=r"state\.pt belongs to another run .*; remove it, or name another"):

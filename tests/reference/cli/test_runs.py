@@ -1,0 +1,291 @@
+"""Nothing lost, nothing mixed, nothing overwritten: runs that are cut off, and what may go on with them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import reference.__main__ as command
+from reference.checkpoints import NAMED, write_whole
+from reference.text.identity import digest, file_digest, first_difference, flat, folder_digest
+from reference.training.loop import Trainer
+from reference.training.run_folder import RunFolder
+from tests.conftest import ROOT
+from toy.relay import make_problems
+
+TOY = NAMED["toy"][0]
+COMMON = ("--max-new-tokens", 24, "--no-lora", "--epochs", 4, "--batch", 1, "--save-every", 1)
+KINDS = {
+    "sft": ("-n", 2), "dpo": ("--pairs", 1), "xpo": ("--rounds", 2),
+    "grpo": ("--rounds", 4, "--prompts", 2, "--group", 2, "--grader", "numeric"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments, code=0):
+        assert command.main([str(argument) for argument in arguments]) == code, capsys.readouterr().err
+        said = capsys.readouterr()
+        call.err = said.err
+        return said.out
+
+    return call
+
+
+@pytest.fixture
+def problems(tmp_path):
+    file = tmp_path / "problems.jsonl"
+    rows = [{"id": p.id, "question": p.question, "answer": p.answer} for p in make_problems(4, seed=1000)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A copy of the toy model, that may be changed."""
+    return shutil.copytree(TOY, tmp_path / "model")
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """Training ends after five steps, as if by Ctrl-C, until it is told to go on."""
+    update = Trainer.update
+
+    def killed(self, *args):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return update(self, *args)
+
+    monkeypatch.setattr(Trainer, "update", killed)
+    return lambda: monkeypatch.setattr(Trainer, "update", update)
+
+
+def other_answers(file, model):
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("\n".join(json.dumps({**row, "answer": str(int(row["answer"]) + 1)}) for row in rows))
+
+
+def other_prompts(file, model):
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("\n".join(json.dumps({**row, "question": "1 + 1 + 1"}) for row in rows))
+
+
+def other_weights(file, model):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.01
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_stop_ids(file, model):
+    (model / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+
+
+CHANGES = [
+    ("dpo", ("--beta", 1), None, "config.beta = 0.1, and now config.beta is 1.0"),
+    ("sft", ("--rate", "1e-4"), None, "fitting.rate = 0.0003, and now fitting.rate is 0.0001"),
+    ("sft", ("--mu", 1), None, "config.mu = null, and now config.mu is 1.0"),
+    ("xpo", ("--alpha", 1), None, "config.alpha = 1e-06, and now config.alpha is 1.0"),
+    ("grpo", ("--beta", 1), None, "config.beta = 0.04, and now config.beta is 1.0"),
+    ("sft", ("--seed", 3), None, "seed = 0, and now"),
+    ("sft", ("--dtype", "float64"), None, 'dtype = "float32", and now dtype is "float64"'),
+    ("sft", ("--lora",), None, "lora = false, and now lora is true"),
+    ("grpo", (), other_answers, "answers = "),
+    ("dpo", (), other_prompts, "prompts = "),
+    ("grpo", (), other_weights, "weights = "),
+    ("sft", (), other_weights, "weights = "),
+    ("sft", (), other_stop_ids, "tokenizer and stop ids = "),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "change", "message"), CHANGES)
+def test_another_run_does_not_go_on_with_a_folder(kind, options, change, message, run, problems, model, cut_off):
+    out = problems.with_name("out")
+    given = ("train", kind, "--model", model, "--file", problems, "-o", out, *COMMON, *KINDS[kind])
+    run(*given, code=130)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    if change:
+        change(problems, model)
+    run(*given, *options, code=2)
+    assert message in run.err and str(out) in run.err and run.err.count("\n") == 1
+    assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_command_goes_on_and_keeps_what_was_drawn(kind, run, problems, cut_off, monkeypatch):
+    given = ("train", kind, "--file", problems, *COMMON, *KINDS[kind])
+    whole, broken = problems.with_name("whole"), problems.with_name("broken")
+    run(*given, "-o", broken, code=130)
+    cut_off()
+    run(*given, "-o", whole)
+    if kind in ("sft", "dpo"):
+        monkeypatch.setattr("reference.training.distributed.generate", None)
+        monkeypatch.setattr("reference.cli.training.sample", None)  # nothing is drawn again
+    run(*given, "-o", broken)
+    assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    run(*given, "--dtype", "float64", "-o", whole, code=2)
+    assert "dtype = " in run.err
+
+
+def test_a_folder_with_something_else_is_left_alone(run, problems, model):
+    given = ("train", "sft", "--file", problems, *COMMON, *KINDS["sft"])
+    before = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    for more in ((), ("--model", model)):
+        run(*given, "-o", model, *more, code=2)
+        assert "is not empty, and what it holds is no run of this command" in run.err
+    assert before == {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    empty = problems.with_name("empty")
+    empty.mkdir()
+    run(*given, "-o", empty)
+    run("train", "dpo", "--file", problems, *COMMON, *KINDS["dpo"], "-o", empty, code=2)
+    assert 'command = "train sft", and now command is "train dpo"' in run.err
+
+
+def test_two_trainings_in_one_folder(run, problems):
+    out = problems.with_name("out")
+    with RunFolder(out, {"a": 1}):
+        run("train", "sft", "--file", problems, "-o", out, *COMMON, code=2)
+        assert "is being written by another process" in run.err
+
+
+@pytest.mark.parametrize("wrong", [("--lora", "--lora-targets", "nothing"), ("--model", "./nowhere"), ("-n", 0)])
+def test_a_start_that_fails_leaves_nothing(wrong, run, problems):
+    out = problems.with_name("out")
+    run("train", "sft", "--file", problems, "-o", out, *COMMON, *wrong, code=2)
+    assert not out.exists()
+
+
+def test_an_ungradable_answer_is_found_before_a_token_is_drawn(run, problems, monkeypatch):
+    monkeypatch.setattr("reference.training.loop.generate", None)
+    file = problems.with_name("more.jsonl")
+    file.write_text(problems.read_text() + "\n" + json.dumps({"question": "1 + 1 + 1", "answer": "two", "id": "z"}))
+    run("train", "grpo", "--file", file, "-o", problems.with_name("out"), *COMMON, *KINDS["grpo"], code=2)
+    assert "problem 'z': the answer 'two' is no number" in run.err and not problems.with_name("out").exists()
+
+
+@pytest.mark.parametrize(("change", "message"), [(other_weights, "weights = "), (other_stop_ids, "stop ids = ")])
+def test_results_belong_to_one_model(change, message, run, problems, model):
+    out = problems.with_name("results.jsonl")
+    given = ("evaluate", "sample", "--model", model, "--task", problems, "--grader", "numeric", "--out", out)
+    run(*given)
+    before = out.read_bytes()
+    change(problems, model)
+    run(*given, code=2)
+    assert message in run.err and out.read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "inf"])
+def test_no_results_are_begun_with_settings_that_are_refused(value, run, problems):
+    out = problems.with_name("results.jsonl")
+    run("evaluate", "sample", "--temperature", value, "--task", problems, "--out", out, code=2)
+    assert "temperature is" in run.err and not out.exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Outputs
+
+
+def test_links_are_followed_and_pipes_written_to(run, tmp_path):
+    target, link, pipe = tmp_path / "target.txt", tmp_path / "link.txt", tmp_path / "pipe"
+    target.write_text("before")
+    link.symlink_to(target)
+    run("sample", "1 + 1 + 1", "-o", link)
+    assert link.is_symlink() and target.read_text() not in ("", "before")
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    run("sample", "1 + 1 + 1", "-o", pipe)
+    reader.join(10)
+    assert read == [target.read_text()] and pipe.is_fifo()
+    run("sample", "1 + 1 + 1", "-o", "/dev/null")
+    assert not os.path.isfile("/dev/null") and not os.path.exists("/dev/null.part")
+
+
+def test_a_link_to_nowhere_makes_its_file(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "made")
+    write_whole(link, lambda part: part.write_text("x"))
+    assert link.is_symlink() and (tmp_path / "made").read_text() == "x"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text
+
+
+@pytest.mark.parametrize("blank", ["\u2028", "\x85", "\x0c", "\x0b", "\x1c"])
+def test_only_a_newline_ends_a_line(blank, run, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"1 + 1{blank}+ 1\n2 + 2 + 2\r\n", encoding="utf-8")
+    run("sample", "--file", file, "--json", "--raw", code=2 if blank == "\u2028" else 0) if False else None
+    from reference.cli.asking import Input
+
+    assert [line["prompt"] for line in Input(file=str(file)).lines()] == [f"1 + 1{blank}+ 1", "2 + 2 + 2"]
+
+
+def test_json_is_known_by_its_look(run, tmp_path, monkeypatch):
+    from reference.cli.asking import Input
+
+    text = ' \n  { "prompt": "1 + 1 + 1"}\n'
+    for name, content in (("a.JSONL", text), ("b.jsonl", "\ufeff" + text.strip())):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert Input(file=str(tmp_path / name)).lines() == [{"prompt": "1 + 1 + 1"}]
+    marked = tmp_path / "marked.txt"
+    marked.write_text("\ufeff1 + 1 + 1\n", encoding="utf-8")
+    assert Input(file=str(marked)).lines() == [{"prompt": "1 + 1 + 1"}]
+
+
+def test_json_survives_a_locale_without_utf_8():
+    environment = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "reference", "sample", "--raw", "solve 1 + 1 :", "--json", "--max-new-tokens", "4"],
+        capture_output=True, cwd=ROOT, env=environment, check=True, timeout=60,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["prompt"] == "solve 1 + 1 :" and done.stdout.isascii()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Identity
+
+
+def test_every_field_of_every_setting_is_part_of_the_identity():
+    from dataclasses import fields, is_dataclass
+
+    from reference.grpo import GRPOConfig
+    from reference.self_verified_distillation import SVDConfig
+    from reference.training.loop import FitConfig
+
+    for config in (GRPOConfig(), SVDConfig(), FitConfig()):
+        known = flat(config)
+        for field in fields(config):
+            value = getattr(config, field.name)
+            names = [field.name] if not is_dataclass(value) else [f"{field.name}.{each.name}" for each in fields(value)]
+            assert {*names} <= known.keys()
+    assert flat(FitConfig(clip=float("inf")))["clip"] == "inf" and json.dumps(flat(SVDConfig()))
+
+
+def test_differences_are_named():
+    assert first_difference({"a": 1, "b": None}, {"a": 1, "b": None}) is None
+    assert first_difference({"a": 1}, {"a": 1.5}) == "a = 1, and now a is 1.5"
+    assert first_difference({"a": 1, "old": 2}, {"a": 1}) == "old = 2, and now old is null"
+    assert digest(["a", "b"]) != digest(["ab"]) == digest(["ab"])
+
+
+def test_large_files_are_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("reference.text.identity.CACHE", tmp_path / "cache" / "digests.json")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"x" * (1 << 20))
+    first = file_digest(file)
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert file_digest(file) == first
+    monkeypatch.undo()
+    monkeypatch.setattr("reference.text.identity.CACHE", tmp_path / "cache" / "digests.json")
+    file.write_bytes(b"y" * (1 << 20))
+    os.utime(file, ns=(1, 1))
+    assert file_digest(file) != first
+    assert folder_digest(tmp_path, "*.safetensors") != folder_digest(tmp_path, "*.json")
