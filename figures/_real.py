@@ -31,7 +31,8 @@ DEPENDS = (
     "reference/transformer.py", "toy/questions.py", "toy/smollm2.py", "figures/_real.py",
 )  # fmt: skip
 KEPT = Path(__file__).resolve().parent.parent / "runs" / "real"
-SEED, HORIZON, SLOTS = 0, 32, 128  # horizon: most tokens of a response
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SEED, HORIZON, SLOTS = 0, 32, 512 if DEVICE == "cuda" else 128  # horizon: most tokens of a response
 FORMS = Q.FORMS
 TITLE = SOURCE
 
@@ -40,7 +41,7 @@ def speaker() -> TextModel:
     if not (SMOLLM2 / "config.json").exists():
         raise SystemExit(f"{SMOLLM2} is not there; make smollm2")
     torch.set_num_threads(2)
-    return TextModel.from_pretrained(SMOLLM2)
+    return TextModel.from_pretrained(SMOLLM2, device=DEVICE)
 
 
 def digest(content: Any) -> str:
@@ -144,7 +145,20 @@ def best(rows: list[list[dict]], reward: str, n: int) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Training
+# Whatever else takes minutes
+
+
+def kept(name: str, depends: Any, compute: Callable[[], Any]) -> Any:
+    """What `compute` returns, as JSON, or what an earlier call left in runs/real.
+
+    depends: what it depends on besides the weights."""
+    path = KEPT / f"{name.replace(', ', '-')}-{digest([weights(), str(depends)])}.json"
+    if not path.exists():
+        begin, found = time.time(), compute()
+        KEPT.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda part: part.write_text(json.dumps(found)))
+        print(f"{path.name}: {time.time() - begin:.0f} s", file=sys.stderr, flush=True)
+    return json.loads(path.read_text())
 
 
 def trained(name: str, depends: Any, learn: Callable[[], Any], base: Any) -> Any:
@@ -158,5 +172,5 @@ def trained(name: str, depends: Any, learn: Callable[[], Any], base: Any) -> Any
         write_whole(path, lambda part: torch.save(state, part))
         print(f"{path.name}: {time.time() - begin:.0f} s", file=sys.stderr, flush=True)
     model = copy.deepcopy(base)
-    model.load_state_dict(torch.load(path, weights_only=True))
+    model.load_state_dict(torch.load(path, map_location=base.device, weights_only=True))
     return model

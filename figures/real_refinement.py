@@ -1,12 +1,16 @@
 """Can a model of this size review itself? Refinement and verification on a real model (2510.01123, 2605.26132).
 
-SmolLM2-135M-Instruct (4-bit weights, dequantised), 60 word problems, by the templates for chat models: the author
-reasons and boxes its answer; parallel-distill-refine with four drafts, one revision after another; and the cascade, two
-votes a stage on four candidates each. What is counted besides right answers is whether they can be read at all, and
-what reviewers say: yes, no, or nothing that can be read. Settings were fixed beforehand; responses have 96 tokens.
+SmolLM2-135M-Instruct (4-bit weights, dequantised), 200 word problems as chat. The author is only asked the question;
+reviewers and refiners speak by the templates for chat models. Each question has four drafts. From them come a majority,
+parallel-distill-refine, two revisions one after another, and UQ-TTC: the first draft whose two votes in each of three
+stages all say yes. One round of self-verified distillation learns from the drafts of 116 other questions that the
+cascade accepts, and, to compare, from a draft of each that nobody has seen. Counted besides right answers: how often
+reviewers accept what is right and what is wrong, and what of their replies cannot be read. Settings were fixed
+beforehand.
 """
 
-from collections import Counter
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,91 +18,174 @@ import numpy as np
 
 from figures import _real as R
 from figures._style import BY_METHOD, RIGHT, WRONG, tidy
-from reference.cascade import CascadeConfig, verify
+from reference.cascade import CascadeConfig
+from reference.evaluation.graders import number_in
 from reference.evaluation.statistics import accuracy
 from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.self_reward import majority_vote
+from reference.self_verified_distillation import (
+    Candidates,
+    SVDConfig,
+    draw_candidates,
+    examples,
+    kept_cases,
+    nothing_accepted,
+    train_from,
+)  # fmt: skip
 from reference.sequential_refinement import sequential_refinement
-from reference.text.text_model import TextModel
+from reference.text.chat_templates import last_boxed, read_verdict
+from reference.text.text_model import Role, TextModel
+from reference.training.loop import FitConfig
+from reference.training.lora import LoRAConfig
 from toy import questions as Q
 
 DEPENDS = (
-    *R.DEPENDS, "reference/text", "reference/parallel_distill_refine.py", "reference/sequential_refinement.py",
-    "reference/cascade.py", "figures/real_refinement.py",
+    *R.DEPENDS, "reference/text", "reference/training", "reference/parallel_distill_refine.py",
+    "reference/sequential_refinement.py", "reference/cascade.py", "reference/self_verified_distillation.py",
+    "figures/real_refinement.py",
 )  # fmt: skip
-FAMILY, QUESTIONS, DRAFTS, VOTES, TOKENS = "stories", 60, 4, 2, 96
-CONFIG = PDRConfig((DRAFTS,), workspace=TOKENS, max_new_tokens=TOKENS)
-CASCADE = CascadeConfig(votes=VOTES, exit="none", max_new_tokens=TOKENS, temperature=0.6)
+FAMILY, ALL, MEASURED, DRAFTS, TOKENS = "stories", 316, 200, 4, 64
+CASCADE = CascadeConfig(votes=2, exit="none", max_new_tokens=96)
+DISTILLED = SVDConfig(n=DRAFTS, temperature=0.8, max_new_tokens=TOKENS, cascade=CASCADE, replay=1.0, block=50)
+REFINED = PDRConfig((DRAFTS,), workspace=96, max_new_tokens=96, temperature=0.8)
+FIT, ADAPTERS = FitConfig(epochs=3, batch=8, rate=3e-4, clip=1.0, weight_decay=0.0, warmup=5), LoRAConfig()
+COLOURS = {
+    "one draft": "one response", "asked to box it": "one response", "majority of 4": "majority",
+    "two revisions": "sequential", "parallel-distill-refine": "pdr", "UQ-TTC": "uq-ttc",
+    "distilled": "distilled", "distilled, unseen": "one response",
+}  # fmt: skip
 
 
-def graded(questions: list[Q.Question], texts: list[str]) -> dict:
-    """Of one final text a question: whether it is right, and whether it has a boxed answer."""
-    right = [Q.read(question, text) == question.answer for question, text in zip(questions, texts)]
-    return {
-        "accuracy": accuracy([float(x) for x in right]),
-        "boxed": float(np.mean(["boxed" in text for text in texts])),
-    }
+def plain(speaker: TextModel) -> TextModel:
+    """The chat models' templates with an author who is asked the question, and nothing else."""
+
+    def author(question: str) -> list[int]:
+        return speaker.tokenizer.chat_prompt([{"role": "user", "content": question}])
+
+    roles = {**speaker.templates.roles, "author": Role(author, number_in)}
+    return replace(speaker, templates=replace(speaker.templates, roles=roles))
+
+
+def right(asked: list[Q.Question], texts: list[str]) -> np.ndarray:
+    return np.array([Q.right(question, text) for question, text in zip(asked, texts)])
+
+
+def candidates(name: str, speaker: TextModel, asked: list[Q.Question]) -> Candidates:
+    """Four drafts of each question and every vote on them, kept in blocks."""
+    folder = R.KEPT / f"{name}-{R.digest([R.weights(), str(DISTILLED), [vars(question) for question in asked]])}"
+    texts, keys = [question.question for question in asked], [question.id for question in asked]
+    return draw_candidates(speaker, speaker, texts, DISTILLED, seed=R.SEED, keys=keys, folder=folder, slots=R.SLOTS)
 
 
 def compute() -> dict:
-    """Half an hour on two cores."""
-    speaker = R.speaker()
-    asked = Q.questions(FAMILY, QUESTIONS, R.SEED)
-    texts, keys = [question.question for question in asked], [question.id for question in asked]
-    common: dict[str, Any] = {"seed": R.SEED, "keys": keys, "slots": R.SLOTS}
-    refined = parallel_distill_refine(speaker, texts, CONFIG, **common)
-    drafts = [list(own) for own in refined.rounds[0]]
-    revised = sequential_refinement(speaker, texts, 2, CONFIG, **common)
-    votes = np.array([[Q.read(question, text) for text in own] for question, own in zip(asked, drafts)], dtype=object)
-    voted = majority_vote([[None if answer is None else str(answer) for answer in own] for own in votes.tolist()])
+    """Three quarters of an hour on two cores."""
+    boxing = R.speaker()
+    speaker = plain(boxing)
+    every = Q.questions(FAMILY, ALL, R.SEED)
+    asked, others = every[:MEASURED], every[MEASURED:]
+    common: dict[str, Any] = {"seed": R.SEED, "keys": [question.id for question in asked], "slots": R.SLOTS}
+    texts = [question.question for question in asked]
+
+    drawn = candidates("reviewed", speaker, asked)
+    read = [[Q.read(question, text) for text in own] for question, own in zip(asked, drawn.texts)]
+    voted = majority_vote(read).argmax(1).tolist()
+    valid = drawn.verification.first_valid().tolist()
     rows = {
-        "one draft": graded(asked, [own[0] for own in drafts]),
-        f"majority of {DRAFTS}": graded(asked, [own[int(i)] for own, i in zip(drafts, voted.argmax(1).tolist())]),
-        "parallel-distill-refine": graded(asked, refined.texts), "two revisions": graded(asked, revised.texts),
+        "one draft": [own[0] for own in drawn.texts],
+        "majority of 4": [own[i] for own, i in zip(drawn.texts, voted)],
+        "UQ-TTC": [own[max(i, 0)] for own, i in zip(drawn.texts, valid)],
+        "two revisions": R.kept("revised", (REFINED, texts), lambda: sequential_refinement(
+            speaker, texts, 2, REFINED, **common).texts),
+        "parallel-distill-refine": R.kept("refined", (REFINED, texts), lambda: parallel_distill_refine(
+            speaker, texts, REFINED, **common).texts),
+        "asked to box it": R.kept("boxed", (REFINED, texts), lambda: sequential_refinement(
+            boxing, texts, 0, REFINED, **common).texts),
     }  # fmt: skip
+
+    learned = candidates("learned", speaker, others)
+    accepted = kept_cases(learned.verification.accepted(), "first")
+    unseen = [(i, 0) for i in range(len(others))]
+    for name, cases in (("distilled", accepted), ("distilled, unseen", unseen)):
+        if cases:
+            data = examples(speaker, [question.question for question in others], learned.samples, cases)
+            rows[name] = R.kept(name, (FIT, ADAPTERS, cases), partial(answers_after, speaker, data, texts, common))
+    base = right(asked, rows["one draft"]).astype(float)
     return {
-        "model": R.SOURCE, "family": FAMILY, "questions": QUESTIONS, "drafts": DRAFTS, "votes": VOTES, "seed": R.SEED,
-        "rows": rows, "reviewers": reviewed(speaker, asked, texts, drafts, common),
+        "model": R.SOURCE, "family": FAMILY, "questions": MEASURED, "others": len(others), "seed": R.SEED,
+        "rows": {name: {"accuracy": accuracy((hit := right(asked, own)).astype(float)),
+                        "gain": R.difference(hit.astype(float), base)} for name, own in rows.items()},
+        "boxed": float(np.mean([last_boxed(text) is not None for text in rows["asked to box it"]])),
+        "kept": len(accepted), "kept right": sum(Q.right(others[i], learned.texts[i][c]) for i, c in accepted),
+        "nothing": None if accepted else nothing_accepted(learned.verification),
+        "answered": sum(i >= 0 for i in valid), "reviewers": reviewers(speaker, asked, drawn),
     }  # fmt: skip
 
 
-def reviewed(speaker: TextModel, asked: list, texts: list[str], drafts: list[list[str]], common: dict) -> dict:
-    """What each stage votes on right and on wrong drafts, and what the cascade keeps."""
-    record = verify(speaker, texts, drafts, CASCADE, **common)
-    right = np.array(
-        [[Q.read(question, text) == question.answer for text in own] for question, own in zip(asked, drafts)]
-    )
-    static, accepted = record.static.numpy(), record.accepted().numpy()
-    found: dict[str, Any] = {"static": float(static.mean()), "accepted": int(accepted.sum()), "drafts": int(right.size),
-                             "right among all": float(right.mean())}  # fmt: skip
-    found["right among accepted"] = float(right[accepted].mean()) if accepted.any() else None
-    for i, stage in enumerate(record.stages):
-        cast = record.votes[:, :, i].numpy()
-        found[stage] = {kind: dict(Counter(cast[mask & static].flatten().tolist()))
-                        for kind, mask in (("right", right), ("wrong", ~right))}  # fmt: skip
+def answers_after(speaker: TextModel, data: list, texts: list[str], common: dict) -> list[str]:
+    """One draft of each question by a student of the data."""
+    student, _ = train_from(speaker, data, FIT, ADAPTERS)
+    drafts, _ = student.ask(
+        "author", [{"question": text} for text in texts], max_new_tokens=TOKENS, temperature=DISTILLED.temperature,
+        top_p=DISTILLED.top_p, **common,
+    )  # fmt: skip
+    return [own[0] for own in drafts]
+
+
+def reviewers(speaker: TextModel, asked: list[Q.Question], drawn: Candidates) -> dict:
+    """Of each stage, [accepted, all] of the right and of the wrong drafts, votes that say yes, replies that say nothing
+    that can be read; and the same of the whole cascade."""
+    record = drawn.verification
+    hit = np.array([right([question] * DRAFTS, own) for question, own in zip(asked, drawn.texts)])
+    found: dict[str, Any] = {}
+    for stage in (*record.stages, "all stages"):
+        own = record.accepted(stages=None if stage == "all stages" else [stage]).numpy()
+        found[stage] = {kind: [int((own & of).sum()), int(of.sum())] for kind, of in (("right", hit), ("wrong", ~hit))}
+        replies = [speaker.tokenizer.decode(call.reply) for call in drawn.transcripts
+                   if call.stage == stage and asks_for_a_verdict(speaker, call.prompt)]  # fmt: skip
+        if replies:
+            said = [read_verdict(reply) for reply in replies]
+            found[stage] |= {"replies": len(said), "yes": said.count(True), "unreadable": said.count(None)}
     return found
 
 
+def asks_for_a_verdict(speaker: TextModel, prompt: list[int]) -> bool:
+    return "[[Y]]" in speaker.tokenizer.decode(prompt)
+
+
+def table(result: dict) -> str:
+    lines = [f"{result['model']}; {result['questions']} word problems as chat", f"{'':26}{'right':>6}{'gain':>24}"]
+    for name, row in result["rows"].items():
+        mean, low, high = row["gain"]
+        gain = "" if name == "one draft" else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+        lines.append(f"{name:26}{row['accuracy'][0]:6.2f}{gain:>24}")
+    lines += ["", f"{'':26}{'accepts right':>15}{'accepts wrong':>15}{'yes':>6}{'unreadable':>12}"]
+    for stage, own in result["reviewers"].items():
+        shares = "".join(f"{kept} of {of}".rjust(15) for kept, of in (own["right"], own["wrong"]))
+        said = f"{own['yes'] / own['replies']:6.2f}{own['unreadable'] / own['replies']:12.2f}" if "yes" in own else ""
+        lines.append(f"{stage:26}{shares}{said}")
+    return "\n".join(lines)
+
+
 def draw(result: dict):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
-    colours = [BY_METHOD[name] for name in ("one response", "majority", "pdr", "sequential")]
-    for i, (row, colour) in enumerate(zip(result["rows"].values(), colours)):
+    figure, (left, right_axis) = plt.subplots(1, 2, figsize=(13, 4.8), layout="constrained", width_ratios=(1.3, 1))
+    for i, (name, row) in enumerate(result["rows"].items()):
         mean, low, high = row["accuracy"]
-        left.bar(i, mean, 0.65, color=colour, yerr=[[mean - low], [high - mean]], ecolor="#444444", capsize=3)
-        left.text(i, high + 0.02, f"{100 * row['boxed']:.0f} % boxed", ha="center", fontsize=9)
-    left.set_xticks(range(len(result["rows"])), result["rows"])
-    left.set(ylim=(0, 1), ylabel="accuracy (95 %)", title=f"{result['questions']} word problems")
-    stages = [name for name, value in result["reviewers"].items() if isinstance(value, dict)]
+        left.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt="o", color=BY_METHOD[COLOURS[name]], capsize=3)
+    left.set_yticks(range(len(result["rows"])), result["rows"])
+    left.invert_yaxis()
+    left.set(xlim=(0, 1), xlabel="accuracy (95 %)", title=f"{result['questions']} word problems, as chat")
+    stages = result["reviewers"]
     for j, (kind, colour) in enumerate((("right", RIGHT), ("wrong", WRONG))):
-        rates = []
-        for stage in stages:
-            counts = {int(vote): n for vote, n in result["reviewers"][stage][kind].items()}
-            whole = counts.get(0, 0) + counts.get(1, 0)
-            rates.append(counts.get(1, 0) / whole if whole else 0.0)
-        right.bar(np.arange(len(stages)) + 0.38 * j - 0.19, rates, 0.36, color=colour, label=f"{kind} drafts")
-    right.set_xticks(range(len(stages)), stages)
-    right.set(ylim=(0, 1), ylabel="share of votes that say yes", title="What its reviewers accept")
-    right.legend()
-    tidy(left, right)
+        rates = [own[kind][0] / max(own[kind][1], 1) for own in stages.values()]
+        bars = right_axis.bar(np.arange(len(stages)) + 0.38 * j - 0.19, rates, 0.36, color=colour,
+                              label=f"{kind} drafts")  # fmt: skip
+        right_axis.bar_label(bars, [f"{own[kind][0]}/{own[kind][1]}" for own in stages.values()], fontsize=8)
+    right_axis.set_xticks(range(len(stages)), [
+        f"{stage}\n{100 * own['unreadable'] / own['replies']:.0f} % unreadable" if "replies" in own else stage
+        for stage, own in stages.items()
+    ])  # fmt: skip
+    right_axis.set(ylim=(0, 1.05), ylabel="share of drafts that both votes accept", title="What its reviewers accept")
+    right_axis.legend()
+    tidy(left, right_axis)
     figure.suptitle(f"Reviewing itself: {result['model']}")
     return figure
