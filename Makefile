@@ -67,7 +67,7 @@ demo-real: smollm2  ## see it improve itself, and where it does not (six minutes
 test-real: smollm2  ## the tests that need it
 	$(RUN) -m pytest -m real tests/real
 
-REAL := real_lift real_power real_samplers real_training real_refinement
+REAL := real_lift real_power real_ablation real_pass_at_k real_samplers real_training real_refinement
 results-real: smollm2  ## draw and compute all results on it again, a family at a time (hours; goes on from where it was)
 	for name in $(REAL); do $(RUN) -m figures compute $$name || exit 1; done
 

@@ -9,6 +9,7 @@ what was cut off goes on from the last whole file, and a second figure finds wha
 import copy
 import hashlib
 import json
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ DEPENDS = (
 )  # fmt: skip
 KEPT = Path(__file__).resolve().parent.parent / "runs" / "real"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOOK: dict[str, tuple[str, float]] = {}  # what was read or made since `speaker` -> machine and seconds
 SEED, HORIZON, SLOTS = 0, 32, 512 if DEVICE == "cuda" else 128  # horizon: most tokens of a response
 FORMS = Q.FORMS
 TITLE = SOURCE
@@ -41,6 +43,7 @@ def speaker() -> TextModel:
     if not (SMOLLM2 / "config.json").exists():
         raise SystemExit(f"{SMOLLM2} is not there; make smollm2")
     torch.set_num_threads(2)
+    TOOK.clear()
     return TextModel.from_pretrained(SMOLLM2, device=DEVICE)
 
 
@@ -52,6 +55,34 @@ def digest(content: Any) -> str:
 def weights() -> str:
     with open(SMOLLM2 / "model.safetensors", "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def machine() -> str:
+    if DEVICE == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def save(path: Path, begin: float, **found: Any) -> None:
+    """As JSON, with what it took since `begin`."""
+    found = {"seconds": round(time.time() - begin, 1), "machine": machine(), **found}
+    KEPT.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda part: part.write_text(json.dumps(found)))
+    print(f"{path.name}: {found['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+
+def load(path: Path) -> dict:
+    found = json.loads(path.read_text())
+    TOOK[path.name] = found["machine"], found["seconds"]
+    return found
+
+
+def took() -> dict[str, float]:
+    """Seconds by machine of all that a figure has read or made, whichever call of it, or of another, made it."""
+    by_machine: dict[str, float] = {}
+    for where, seconds in TOOK.values():
+        by_machine[where] = round(by_machine.get(where, 0.0) + seconds, 1)
+    return by_machine
 
 
 @dataclass
@@ -97,11 +128,8 @@ class Asked:
             )  # fmt: skip
             rows = [self.rows(question, own, cost.decoded_tokens, cost.sequential_tokens, ids)
                     for question, own, cost in zip(self.questions, drawn.samples, drawn.costs)]  # fmt: skip
-            KEPT.mkdir(parents=True, exist_ok=True)
-            kept = {"identity": identity, "seconds": time.time() - begin, "rows": rows}
-            write_whole(path, lambda part: part.write_text(json.dumps(kept)))
-            print(f"{path.name}: {kept['seconds']:.0f} s", file=sys.stderr, flush=True)
-        return json.loads(path.read_text())["rows"]
+            save(path, begin, identity=identity, rows=rows)
+        return load(path)["rows"]
 
     def rows(self, question: Q.Question, own: Any, decoded: int, sequential: int, ids: bool) -> list[dict]:
         found = []
@@ -154,11 +182,9 @@ def kept(name: str, depends: Any, compute: Callable[[], Any]) -> Any:
     depends: what it depends on besides the weights."""
     path = KEPT / f"{name.replace(', ', '-')}-{digest([weights(), str(depends)])}.json"
     if not path.exists():
-        begin, found = time.time(), compute()
-        KEPT.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda part: part.write_text(json.dumps(found)))
-        print(f"{path.name}: {time.time() - begin:.0f} s", file=sys.stderr, flush=True)
-    return json.loads(path.read_text())
+        begin = time.time()
+        save(path, begin, found=compute())
+    return load(path)["found"]
 
 
 def trained(name: str, depends: Any, learn: Callable[[], Any], base: Any) -> Any:
@@ -169,8 +195,9 @@ def trained(name: str, depends: Any, learn: Callable[[], Any], base: Any) -> Any
     if not path.exists():
         begin, state = time.time(), learn().state_dict()
         KEPT.mkdir(parents=True, exist_ok=True)
+        save(path.with_suffix(".json"), begin)
         write_whole(path, lambda part: torch.save(state, part))
-        print(f"{path.name}: {time.time() - begin:.0f} s", file=sys.stderr, flush=True)
+    load(path.with_suffix(".json"))
     model = copy.deepcopy(base)
     model.load_state_dict(torch.load(path, map_location=base.device, weights_only=True))
     return model

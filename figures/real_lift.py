@@ -53,7 +53,8 @@ def compute() -> dict:
     speaker = R.speaker()
     cells = {family: {form: measure(R.Asked(speaker, family, form, QUESTIONS)) for form in R.FORMS}
              for family in FAMILIES}  # fmt: skip
-    return {"model": R.SOURCE, "questions": QUESTIONS, "n": N, "horizon": R.HORIZON, "seed": R.SEED, "cells": cells}
+    return {"model": R.SOURCE, "questions": QUESTIONS, "n": N, "horizon": R.HORIZON, "seed": R.SEED, "took": R.took(),
+            "cells": cells}  # fmt: skip
 
 
 def table(result: dict) -> str:

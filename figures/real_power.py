@@ -1,10 +1,10 @@
 """Power sampling on a real model: against low temperature, best-of-N and majority at equal decoded tokens (2510.14901,
-Table 1 and Fig. 4 to 6).
+Table 1).
 
 SmolLM2-135M-Instruct (4-bit weights, dequantised), 200 questions of each family in both forms; chains for p^4 take 10
 steps in each block of 8 tokens. Best-of-n and majority have as many responses as fit the tokens that the chains took,
 question by question on average. Methods are compared by McNemar's exact test on the questions that they answer
-differently. α, the number of steps, and pass@k are varied on two families that were named beforehand.
+differently.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 
 from figures import _real as R
 from figures._style import BY_METHOD, tidy
-from reference.evaluation.statistics import accuracy, binomial_tail, pass_at_k
+from reference.evaluation.statistics import accuracy, binomial_tail
 from reference.power_sampling import PowerConfig, power_sample
 from reference.sampling import generate
 from toy.questions import FAMILIES
@@ -22,8 +22,7 @@ from toy.questions import FAMILIES
 DEPENDS = (*R.DEPENDS, "reference/power_sampling.py", "figures/real_power.py")
 QUESTIONS, N = 200, 16  # the pool is that of real_lift
 POWER = PowerConfig(4.0, block=8, steps=10, max_new_tokens=R.HORIZON)
-FOCUS, FEWER, K = ("products", "stories"), 100, 32  # for what is varied
-ALPHAS, STEPS, KS = (1.0, 2.0, 4.0, 8.0), (2, 5, 10, 20, 40), (1, 2, 4, 8, 16, 32)
+FOCUS, FEWER = ("products", "stories"), 100  # what real_ablation and real_pass_at_k ask
 METHODS = {  # name -> (what it is called, colour)
     "temperature 1": ("temperature 1", BY_METHOD["one response"]),
     "greedy": ("greedy", BY_METHOD["greedy"]),
@@ -68,42 +67,11 @@ def compare(asked: R.Asked) -> dict:
     }  # fmt: skip
 
 
-def vary(asked: R.Asked) -> dict:
-    """α at 10 steps, steps at α = 4: accuracy, mean log p, decoded tokens."""
-
-    def one(config: PowerConfig) -> dict:
-        rows = asked.draw("power", power_sample, config)
-        return {
-            "accuracy": accuracy(R.column(rows, "right")[:, 0].astype(float)),
-            "logp": float(R.column(rows, "logp").mean()), "decoded": float(R.column(rows, "decoded").mean()),
-        }  # fmt: skip
-
-    return {
-        "alpha": {alpha: one(PowerConfig(alpha, block=8, steps=10, max_new_tokens=R.HORIZON)) for alpha in ALPHAS},
-        "steps": {n: one(PowerConfig(4.0, block=8, steps=n, max_new_tokens=R.HORIZON)) for n in STEPS},
-    }
-
-
-def passes(asked: R.Asked) -> dict:
-    """pass@k of 32 responses by the model, at low temperature, and of 32 chains."""
-    ways = {
-        "temperature 1": asked.draw("temperature 1", generate, samples_per_prompt=K),
-        "cold": asked.draw("temperature 1/4", generate, temperature=0.25, samples_per_prompt=K),
-        "power": asked.draw("power", power_sample, POWER, samples_per_prompt=K),
-    }
-    counts = {name: R.column(rows, "right").sum(1) for name, rows in ways.items()}
-    return {name: {k: accuracy([pass_at_k(K, int(c), k) for c in own]) for k in KS} for name, own in counts.items()}
-
-
 def compute() -> dict:
-    """An hour and a half on two cores, of which the pool is that of real_lift; goes on from what has been drawn."""
     speaker = R.speaker()
     cells = {family: {form: compare(R.Asked(speaker, family, form, QUESTIONS)) for form in R.FORMS}
              for family in FAMILIES}  # fmt: skip
-    varied = {family: {form: vary(R.Asked(speaker, family, form, FEWER)) for form in R.FORMS} for family in FOCUS}
-    passed = {family: passes(R.Asked(speaker, family, "raw", FEWER)) for family in FOCUS}
-    return {"model": R.SOURCE, "questions": QUESTIONS, "fewer": FEWER, "seed": R.SEED, "cells": cells, "varied": varied,
-            "passes": passed}  # fmt: skip
+    return {"model": R.SOURCE, "questions": QUESTIONS, "seed": R.SEED, "took": R.took(), "cells": cells}
 
 
 def table(result: dict) -> str:
@@ -129,11 +97,7 @@ def said(test: dict) -> str:
     return "<.001" if test["p"] < 0.001 else f"{test['p']:.3f}".lstrip("0")
 
 
-def draw(result: dict) -> dict:
-    return {"": draw_methods(result), "ablation": draw_ablation(result), "pass_at_k": draw_passes(result)}
-
-
-def draw_methods(result: dict):
+def draw(result: dict):
     figure, axes = plt.subplots(len(R.FORMS), len(result["cells"]), figsize=(14, 6), sharex=True, sharey=True,
                                 layout="constrained")  # fmt: skip
     for row, form in zip(axes, R.FORMS):
@@ -153,49 +117,4 @@ def draw_methods(result: dict):
         axis.set_xlabel("accuracy (95 %)")
     figure.suptitle(f"At most the decoded tokens of power sampling: {result['model']}\n"
                     "(+, -: better or worse than power sampling, McNemar p < 0.05)")  # fmt: skip
-    return figure
-
-
-def draw_ablation(result: dict):
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex="col", layout="constrained")
-    styles = {"chat": "o-", "raw": "s--"}
-    colours = dict(zip(FOCUS, (BY_METHOD["power"], BY_METHOD["tempering"])))
-    for column, (what, label) in enumerate((("steps", "steps in each block, α = 4"), ("alpha", "α, at 10 steps"))):
-        for family, forms in result["varied"].items():
-            for form, cell in forms.items():
-                rows = cell[what]
-                x = [float(value) for value in rows]
-                mean, low, high = np.array([row["accuracy"] for row in rows.values()]).T
-                how = {"fmt": styles[form], "color": colours[family], "markersize": 4}
-                axes[0, column].errorbar(
-                    x, mean, (mean - low, high - mean), capsize=2, label=f"{family}, {form}", **how
-                )
-                logp = [row["logp"] for row in rows.values()]
-                axes[1, column].plot(x, logp, styles[form], color=colours[family], markersize=4)
-        axes[1, column].set(xscale="log", xlabel=label)
-        axes[1, column].set_xticks(x, [f"{value:g}" for value in x])
-        axes[1, column].minorticks_off()
-    axes[0, 0].set_ylabel("accuracy (95 %)")
-    axes[1, 0].set_ylabel("mean log p of the response (nats)")
-    axes[0, 0].legend(fontsize=9)
-    tidy(*axes.flat)
-    figure.suptitle(f"Power sampling by its steps and by α: {result['model']}, {result['fewer']} questions")
-    return figure
-
-
-def draw_passes(result: dict):
-    figure, axes = plt.subplots(1, len(result["passes"]), figsize=(10, 4.2), sharey=True, layout="constrained")
-    for axis, (family, ways) in zip(axes, result["passes"].items()):
-        for name, points in ways.items():
-            mean, low, high = np.array(list(points.values())).T
-            called, colour = METHODS[name]
-            axis.fill_between(KS, low, high, color=colour, alpha=0.15, linewidth=0)
-            axis.plot(KS, mean, "o-", color=colour, markersize=4, label=called)
-        axis.set(title=f"{family}, raw", xscale="log", xlabel="k, responses to a question", ylim=(0, 1.02))
-        axis.set_xticks(KS, KS)
-        axis.minorticks_off()
-        tidy(axis)
-    axes[0].set_ylabel("pass@k (95 %)")
-    axes[0].legend()
-    figure.suptitle(f"Is one of k responses right? {result['model']}, {result['fewer']} questions")
     return figure

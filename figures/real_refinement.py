@@ -78,7 +78,6 @@ def candidates(name: str, speaker: TextModel, asked: list[Q.Question]) -> Candid
 
 
 def compute() -> dict:
-    """Three quarters of an hour on two cores."""
     boxing = R.speaker()
     speaker = plain(boxing)
     every = Q.questions(FAMILY, ALL, R.SEED)
@@ -117,7 +116,7 @@ def compute() -> dict:
         "boxed": float(np.mean([last_boxed(text) is not None for text in rows["asked to box it"]])),
         "kept": len(accepted), "kept right": sum(Q.right(others[i], learned.texts[i][c]) for i, c in accepted),
         "nothing": None if accepted else nothing_accepted(learned.verification),
-        "answered": sum(i >= 0 for i in valid), "reviewers": reviewers(speaker, asked, drawn),
+        "took": R.took(), "answered": sum(i >= 0 for i in valid), "reviewers": reviewers(speaker, asked, drawn),
     }  # fmt: skip
 
 

@@ -80,7 +80,6 @@ def numbers(rows: list[dict]) -> dict:
 
 
 def compute() -> dict:
-    """Forty minutes on two cores; goes on from what has been drawn."""
     speaker, found = R.speaker(), {}
     for family in FAMILIES:
         asked = R.Asked(speaker, family, "raw", QUESTIONS)
@@ -89,7 +88,14 @@ def compute() -> dict:
             method: {size: numbers(answers(asked, method, size)) for size in sizes}
             for method, sizes in SETTINGS.items()
         }
-    return {"model": R.SOURCE, "questions": QUESTIONS, "alpha": ALPHA, "seed": R.SEED, "families": found}
+    return {
+        "model": R.SOURCE,
+        "questions": QUESTIONS,
+        "alpha": ALPHA,
+        "seed": R.SEED,
+        "took": R.took(),
+        "families": found,
+    }
 
 
 def draw(result: dict) -> dict:

@@ -1,9 +1,9 @@
 """Learning to say what sampling finds, on a real model (2412.01951, Table 1; 2510.14901, Fig. 5).
 
-SmolLM2-135M-Instruct (4-bit weights, dequantised), adapters of rank 16 on all projections, products asked raw. From 109
-questions that are not measured on: SFT-Sharpening on the best of 16 own responses by log-probability, regression-form
-DPO on 8 pairs a question, XPO for three rounds, and GRPO, which alone is told what is right. Before and after, on the
-100 questions of real_power: accuracy of one response at temperature 1 and greedily, log-probability of the responses
+SmolLM2-135M-Instruct (4-bit weights, dequantised), adapters of rank 16 on all projections, products as chat and raw.
+From 109 questions that are not measured on: SFT-Sharpening on the best of 16 own responses by log-probability,
+regression-form DPO on 8 pairs a question, XPO for three rounds, and GRPO, which alone is told what is right. Before and
+after, on 100 other questions: accuracy of one response at temperature 1 and greedily, log-probability of the responses
 under the base, pass@k. Settings were fixed before anything was trained; there is one seed.
 """
 
@@ -32,7 +32,7 @@ DEPENDS = (
     *R.DEPENDS, "reference/training", "reference/sft_sharpening.py", "reference/rlhf_sharpening.py",
     "reference/grpo.py", "reference/best_of_n.py", "figures/real_training.py",
 )  # fmt: skip
-FAMILY, FORM, ALL, MEASURED, K = "products", "raw", 209, 100, 16
+FAMILY, ALL, MEASURED, K = "products", 209, 100, 16
 KS = (1, 2, 4, 8, 16)
 FIT = FitConfig(epochs=3, batch=8, rate=3e-4, clip=1.0, weight_decay=0.0, warmup=5)
 PREFERENCES = RLHFConfig(beta=0.5, rounds=3, prompts=32, pairs=4, max_new_tokens=R.HORIZON)
@@ -44,10 +44,10 @@ NAMES = {
 }  # fmt: skip
 
 
-def learners(base: TextModel, questions: list[Q.Question]) -> dict[str, Callable[[], Any]]:
+def learners(base: TextModel, questions: list[Q.Question], form: str) -> dict[str, Callable[[], Any]]:
     """Each trains a copy of the base, and returns it."""
-    prompts = [Q.prompt_of(base, question, FORM) for question in questions]
-    common: dict[str, Any] = {"stop_ids": Q.stop_ids(base, FORM), "seed": R.SEED, "slots": R.SLOTS}
+    prompts = [Q.prompt_of(base, question, form) for question in questions]
+    common: dict[str, Any] = {"stop_ids": Q.stop_ids(base, form), "seed": R.SEED, "slots": R.SLOTS}
     keys = [question.id for question in questions]
 
     def fresh() -> Any:
@@ -75,10 +75,10 @@ def learners(base: TextModel, questions: list[Q.Question]) -> dict[str, Callable
     return {"sft": sft, "dpo": dpo, "xpo": xpo, "grpo": reinforced}
 
 
-def measure(name: str, base: TextModel, model: Any) -> dict:
+def measure(name: str, base: TextModel, model: Any, form: str) -> dict:
     """On questions that nothing was learned from."""
     speaker = TextModel(model, base.tokenizer, base.stop_ids, base.templates)
-    asked = R.Asked(speaker, FAMILY, FORM, MEASURED)
+    asked = R.Asked(speaker, FAMILY, form, MEASURED)
     mark = f"{name} {weights_digest(model)}"
     rows = asked.draw(f"after {mark}", generate, samples_per_prompt=K, ids=True)
     greedy = asked.draw(f"greedy after {mark}", generate, temperature=0.0)
@@ -94,50 +94,54 @@ def measure(name: str, base: TextModel, model: Any) -> dict:
 
 
 def compute() -> dict:
-    """Forty minutes on two cores."""
     base = R.speaker()
     learned = Q.questions(FAMILY, ALL, R.SEED)[MEASURED:]
-    rows = {"base": measure("nothing", base, base.model)}
-    for name, learn in learners(base, learned).items():
-        rows[name] = measure(name, base, R.trained(name, (FAMILY, FORM, FIT, PREFERENCES, GRPO), learn, base.model))
-    for row in rows.values():
-        row["gain"] = R.difference(np.array(row["right by question"]), np.array(rows["base"]["right by question"]))
-    return {"model": R.SOURCE, "family": FAMILY, "form": FORM, "learned": len(learned), "measured": MEASURED,
-            "seed": R.SEED, "rows": rows}  # fmt: skip
+    forms = {}
+    for form in R.FORMS:
+        rows = forms[form] = {"base": measure("nothing", base, base.model, form)}
+        for name, learn in learners(base, learned, form).items():
+            model = R.trained(f"{name}-{form}", (FAMILY, FIT, PREFERENCES, GRPO), learn, base.model)
+            rows[name] = measure(name, base, model, form)
+        for row in rows.values():
+            row["gain"] = R.difference(np.array(row["right by question"]), np.array(rows["base"]["right by question"]))
+    return {"model": R.SOURCE, "family": FAMILY, "learned": len(learned), "measured": MEASURED, "seed": R.SEED,
+            "took": R.took(), "forms": forms}  # fmt: skip
 
 
 def table(result: dict) -> str:
     lines = [
-        f"{result['model']}; {result['family']}, {result['form']}: {result['learned']} questions to learn from, "
-        f"{result['measured']} others to be measured on",
-        f"{'':28}{'one response':>14}{'gain':>24}{'greedy':>8}{'pass@16':>9}{'log p, base':>13}{'tokens':>8}",
+        f"{result['model']}; {result['family']}, {result['learned']} to learn from, {result['measured']} others measured",
+        f"{'':31}{'one response':>13}{'gain':>22}{'greedy':>8}{'pass@16':>9}{'log p, base':>13}{'tokens':>8}",
     ]
-    for name, row in result["rows"].items():
-        mean, low, high = row["gain"]
-        gain = "" if name == "base" else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-        best, logp = row["pass"][str(K)][0], row["logp under the base"]
-        rest = f"{row['greedy'][0]:8.2f}{best:9.2f}{logp:13.2f}{row['tokens']:8.1f}"
-        lines.append(f"{NAMES[name][0]:28}{row['accuracy'][0]:14.2f}{gain:>24}{rest}")
+    for form, rows in result["forms"].items():
+        for name, row in rows.items():
+            mean, low, high = row["gain"]
+            gain = "" if name == "base" else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+            best, logp = row["pass"][str(K)][0], row["logp under the base"]
+            rest = f"{row['greedy'][0]:8.2f}{best:9.2f}{logp:13.2f}{row['tokens']:8.1f}"
+            lines.append(f"{form:6}{NAMES[name][0]:25}{row['accuracy'][0]:13.2f}{gain:>22}{rest}")
     return "\n".join(lines)
 
 
 def draw(result: dict):
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
-    for i, (name, row) in enumerate(result["rows"].items()):
-        called, colour = NAMES[name]
-        for j, key in enumerate(("accuracy", "greedy")):
-            mean, low, high = row[key]
-            left.bar(i + 0.4 * j - 0.2, mean, 0.36, color=colour, alpha=1 if j == 0 else 0.5,
-                     yerr=[[mean - low], [high - mean]], ecolor="#444444", capsize=2)  # fmt: skip
-        mean, low, high = np.array(list(row["pass"].values())).T
-        right.plot(KS, mean, "o-", color=colour, markersize=4, label=called)
-        right.fill_between(KS, low, high, color=colour, alpha=0.12, linewidth=0)
-    left.set_xticks(range(len(result["rows"])), [NAMES[name][0].replace(", ", ",\n") for name in result["rows"]])
-    left.set(ylabel="accuracy (95 %)", title="One response at temperature 1 (pale: greedy)")
-    right.set(xscale="log", xlabel="k, responses to a question", ylabel="pass@k (95 %)", ylim=(0, 1.02))
-    right.set_xticks(KS, KS)
-    right.minorticks_off()
-    right.legend(fontsize=9)
-    tidy(left, right)
-    figure.suptitle(f"{result['family'].capitalize()}, {result['form']}: {result['model']}, before and after training")
+    figure, axes = plt.subplots(2, 2, figsize=(12, 8), sharex="col", sharey="col", layout="constrained")
+    for (left, right), (form, rows) in zip(axes, result["forms"].items()):
+        for i, (name, row) in enumerate(rows.items()):
+            called, colour = NAMES[name]
+            for j, key in enumerate(("accuracy", "greedy")):
+                mean, low, high = row[key]
+                left.bar(i + 0.4 * j - 0.2, mean, 0.36, color=colour, alpha=1 if j == 0 else 0.5,
+                         yerr=[[mean - low], [high - mean]], ecolor="#444444", capsize=2)  # fmt: skip
+            mean, low, high = np.array(list(row["pass"].values())).T
+            right.plot(KS, mean, "o-", color=colour, markersize=4, label=called)
+            right.fill_between(KS, low, high, color=colour, alpha=0.12, linewidth=0)
+        left.set_xticks(range(len(rows)), [NAMES[name][0].replace(", ", ",\n") for name in rows])
+        left.set(ylabel="accuracy (95 %)", title=f"{form}: one response at temperature 1 (pale: greedy)")
+        right.set(xscale="log", ylabel="pass@k (95 %)", ylim=(0, 1.02), title=f"{form}: pass@k")
+        right.set_xticks(KS, KS)
+        right.minorticks_off()
+        tidy(left, right)
+    axes[0, 1].legend(fontsize=9)
+    axes[1, 1].set_xlabel("k, responses to a question")
+    figure.suptitle(f"{result['family'].capitalize()}: {result['model']}, before and after training")
     return figure
