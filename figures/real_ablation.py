@@ -60,7 +60,7 @@ def draw(result: dict):
         axes[1, column].minorticks_off()
     axes[0, 0].set_ylabel("accuracy (95 %)")
     axes[1, 0].set_ylabel("mean log p of the response (nats)")
-    axes[0, 0].legend(fontsize=9)
+    axes[0, 1].legend(fontsize=9, loc="lower right")
     tidy(*axes.flat)
     figure.suptitle(f"Power sampling by its steps and by α: {result['model']}, {result['questions']} questions")
     return figure

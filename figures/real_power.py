@@ -75,26 +75,25 @@ def compute() -> dict:
 
 
 def table(result: dict) -> str:
+    short = ("T = 1", "greedy", "T = 1/4", "best", "majority", "p^4")
     lines = [
-        f"{result['model']}; {result['questions']} questions of each family; p: McNemar against power sampling",
-        f"{'':18}" + "".join(f"{METHODS[name][0]:>20}" for name in METHODS) + f"{'n':>4}{'tokens':>8}",
+        f"{result['model']}: {result['questions']} questions a row, accuracy of one answer",
+        f"{'':16}" + "".join(f"{name:>10}" for name in short) + f"{'n':>5}{'tokens':>8}",
     ]
     for family, forms in result["cells"].items():
         for form, cell in forms.items():
-            line = f"{family + ', ' + form:18}"
-            for name in METHODS:
-                test = cell["mcnemar"].get(name)
-                line += (
-                    f"{cell['methods'][name]['accuracy'][0]:.2f}{'' if test is None else f' (p {said(test)})'}".rjust(
-                        20
-                    )
-                )
-            lines.append(line + f"{cell['n']:4}{cell['methods']['power']['decoded']:8.0f}")
-    return "\n".join(lines)
+            own = [f"{cell['methods'][name]['accuracy'][0]:.2f} {sign(cell['mcnemar'].get(name))}" for name in METHODS]
+            spent = cell["methods"]["power"]["decoded"]
+            lines.append(f"{family + ', ' + form:16}{''.join(each.rjust(10) for each in own)}{cell['n']:5}{spent:8.0f}")
+    lines += ["", "tokens: decoded by power sampling; best (by log p) and majority are of n responses, as many as fit"]
+    return "\n".join([*lines, "+, -: more or fewer right than by power sampling, McNemar p < 0.05"])
 
 
-def said(test: dict) -> str:
-    return "<.001" if test["p"] < 0.001 else f"{test['p']:.3f}".lstrip("0")
+def sign(test: dict | None) -> str:
+    """Whether a method is better or worse than power sampling."""
+    if test is None or test["p"] >= 0.05:
+        return " "
+    return "-" if test["only power"] > test["only it"] else "+"
 
 
 def draw(result: dict):
@@ -105,9 +104,9 @@ def draw(result: dict):
             for i, (name, (_, colour)) in enumerate(METHODS.items()):
                 mean, low, high = forms[form]["methods"][name]["accuracy"]
                 axis.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, capsize=3)
-                if (test := forms[form]["mcnemar"].get(name)) and test["p"] < 0.05:
-                    axis.text(high + 0.03, i, "-" if test["only power"] > test["only it"] else "+", va="center",
-                              fontsize=13, color=colour)  # fmt: skip
+                axis.text(
+                    high + 0.03, i, sign(forms[form]["mcnemar"].get(name)), va="center", fontsize=13, color=colour
+                )
             axis.set_title(f"{family}, {form} (n = {forms[form]['n']})", fontsize=10)
             axis.set(xlim=(0, 1.08))
             tidy(axis)

@@ -103,6 +103,8 @@ def draw(result: dict) -> dict:
 
 
 def picture(result: dict, methods: tuple[str, ...]):
+    lowest = min(row["logp"][1] for found in result["families"].values() for method in methods if method != "best"
+                 for row in found[method].values())  # fmt: skip
     figure, axes = plt.subplots(2, 2 * len(result["families"]), figsize=(16, 7.5), sharey="row", layout="constrained")
     for i, (family, found) in enumerate(result["families"].items()):
         for j, (budget, label) in enumerate((("decoded", "decoded tokens per answer"),
@@ -116,9 +118,12 @@ def picture(result: dict, methods: tuple[str, ...]):
                     axis.errorbar([each[budget] for each in rows], mean, (mean - low, high - mean), fmt=f"{marker}-",
                                   color=colour, capsize=2, elinewidth=0.7, markersize=5, label=name)  # fmt: skip
                 axis.set(xscale="log", xlabel=label, title=f"{family}, raw")
+                if key == "logp":
+                    axis.set_ylim(bottom=lowest - 0.3)
                 tidy(axis)
     axes[0, 0].set_ylabel("mean log p of the answer (nats, 95 %)")
     axes[1, 0].set_ylabel("accuracy (95 %)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
-    figure.suptitle(f"Samplers of p^{result['alpha']:g}: {result['model']}, {result['questions']} questions a family")
+    below = " (log p of best-of-N at small N: below the panels)" if "best" in methods else ""
+    figure.suptitle(f"Samplers of p^{result['alpha']:g}: {result['model']}, {result['questions']} questions{below}")
     return figure

@@ -110,7 +110,7 @@ def compute() -> dict:
 
 def table(result: dict) -> str:
     lines = [
-        f"{result['model']}; {result['family']}, {result['learned']} to learn from, {result['measured']} others measured",
+        f"{result['model']}; {result['family']}, {result['learned']} to learn from, {result['measured']} others asked",
         f"{'':31}{'one response':>13}{'gain':>22}{'greedy':>8}{'pass@16':>9}{'log p, base':>13}{'tokens':>8}",
     ]
     for form, rows in result["forms"].items():
