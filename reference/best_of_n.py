@@ -19,8 +19,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.interface import TOLERANCE, Chance, Cost, LanguageModel, Samples, check_settings, child_seed
-from reference.sampling import GenerateConfig, check_token_settings, extend, generate, log_probs
+from reference.interface import (
+    TOLERANCE,
+    Chance,
+    Cost,
+    LanguageModel,
+    Samples,
+    check_count,
+    check_keys,
+    check_prompts,
+    check_stop_ids,
+    child_seed,
+)
+from reference.sampling import GenerateConfig, check_settings, check_token_settings, extend, generate, log_probs
 from reference.self_reward import log_probability
 
 
@@ -160,7 +171,8 @@ def best_of_n(
     ValueError: a reward of another shape or that is NaN, and what `generate` refuses.
     """
     c = config or BestOfNConfig(**settings)
-    times, law = samples_per_prompt, GenerateConfig(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
+    times = check_count("samples_per_prompt", samples_per_prompt)
+    law = GenerateConfig(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
     common = {"stop_ids": stop_ids, "slots": slots, "seed": seed, "keys": keys}
     if c.n < 1:
         raise ValueError(f"n is {c.n}; it must be at least 1")
@@ -192,16 +204,16 @@ def adaptive_best_of_n(
     An undecided prompt needs at least μ / max π draws, which no one can afford on long responses: hence `max_draws`.
     Each round draws one response for every one that is still undecided, all of them together. ValueError: as above.
     """
+    from reference.engine.requests import check_memory
+
     c = config or AdaptiveConfig(**settings)
-    if samples_per_prompt < 1:
+    if check_count("samples_per_prompt", samples_per_prompt) < 1:
         raise ValueError(f"samples_per_prompt is {samples_per_prompt}; it must be at least 1")
     times, law = samples_per_prompt, GenerateConfig(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
-    names, stop_ids = list(range(len(prompts)) if keys is None else keys), list(stop_ids)
+    prompts, stop_ids = check_prompts(model, prompts), check_stop_ids(model, stop_ids)
+    names = check_keys(keys, len(prompts))
+    check_memory(model, len(prompts) * times, 1, c.max_new_tokens, max(map(len, prompts)))
     runs = [(p, s) for p in range(len(prompts)) for s in range(times)]
-    if len(names) != len(prompts) or not runs:
-        raise ValueError(
-            f"{len(prompts)} prompts with {len(names)} keys, {times} samples each; give at least one of each"
-        )
     costs, draws = [Cost()] * len(runs), torch.zeros(len(runs), dtype=torch.int64)
     best = Samples.empty(len(runs), 1, c.max_new_tokens, model.device)
     most = torch.full((len(runs),), -torch.inf, dtype=torch.float64)

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.interface import Cost, check_settings
+from reference.interface import Cost
 from reference.randomness import child_seed, key_of
-from reference.sampling import check_token_settings
+from reference.sampling import check_settings, check_token_settings
 from reference.text.text_model import TextModel
 
 UNASKED = -1

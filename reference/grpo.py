@@ -26,9 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reference.interface import check_settings
 from reference.randomness import child_seed
-from reference.sampling import Cost, LanguageModel, Samples, check_prompts
+from reference.sampling import Cost, LanguageModel, Samples, check_prompts, check_settings
 from reference.training.loop import FitConfig, Trainer, batch_rows, digest, response_logp, train_rounds
 from reference.training.lora import lora_layers, without_lora
 

@@ -12,7 +12,8 @@ function of a model and of a chance, and is read in two ways besides by a person
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -33,16 +34,15 @@ from reference.randomness import (
     key_of,
     log_law,
     uniform,
-)
+)  # fmt: skip
 
 __all__ = [
     "ACCEPT", "CHOICE", "CUT", "RESAMPLE", "RESAMPLING", "SWAP", "TOKEN", "TOLERANCE", "Cache", "Chance", "Cost",
-    "Drawn", "Generation", "LanguageModel", "Sample", "Samples", "check_horizons", "check_prompts",
-    "check_settings", "check_stop_ids", "child_seed", "inverse_cdf", "key_of", "log_law",
-    "next_logits", "prefill", "uniform",
+    "Drawn", "Generation", "LanguageModel", "Sample", "Samples", "check_count", "check_horizons", "check_keys",
+    "check_prompts", "check_stop_ids", "child_seed", "inverse_cdf", "key_of", "log_law", "next_logits", "shown",
+    "uniform",
 ]  # fmt: skip
 
-MOST = 1 << 40  # of anything that is counted
 POSITIONS_PER_CALL = 1 << 11  # how many positions prefilling and scoring compute at a time
 
 
@@ -98,14 +98,6 @@ def next_logits(
     if not (logits < math.inf).all():
         raise ValueError(f"the model's logits are not finite after {len(response)} response tokens")
     return logits
-
-
-def prefill(model: LanguageModel, tokens: Tensor, cache: Any) -> None:
-    """Keys and values of tokens [rows, time], which begin their rows, into a cache: so many positions at a time."""
-    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-    chunk = max(1, POSITIONS_PER_CALL // len(tokens))
-    for some, where in zip(tokens.split(chunk, 1), positions.split(chunk, 1)):
-        model(some, where, cache, logits=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,25 +236,57 @@ class Generation:
 
 
 def check_prompts(model: LanguageModel, prompts: Sequence, name: str = "prompt") -> list[Tensor]:
-    """Token ids as int64 tensors. ValueError: no prompt, an empty one, an id outside the vocabulary."""
+    """Token ids as int64 tensors. ValueError: no prompt, an empty one, what is no id or outside the vocabulary."""
+    if isinstance(prompts, str | bytes | dict) or not hasattr(prompts, "__len__") or getattr(prompts, "shape", 1) == ():
+        raise ValueError(f"{name}s are {shown(prompts)}; give a list of lists of ids")
     if not len(prompts):
         raise ValueError(f"no {name}s were given")
-    texts = [torch.as_tensor(prompt, dtype=torch.int64, device=model.device) for prompt in prompts]
+    texts = []
+    for i, prompt in enumerate(prompts):
+        try:
+            given = prompt if isinstance(prompt, Tensor) else torch.tensor([check_count("id", id) for id in prompt])
+            texts.append(given.to(model.device, torch.int64))
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise ValueError(f"{name} {i} is {shown(prompt)}; give a list of ids, whole numbers") from None
     for i, text in enumerate(texts):
         if text.dim() != 1 or not len(text):
             raise ValueError(f"{name} {i} is empty or not a list of ids; give at least one token (a BOS id, say)")
-    flat = torch.cat(texts)
-    if flat.min() < 0 or flat.max() >= model.vocab_size:
-        i = next(i for i, text in enumerate(texts) if text.min() < 0 or text.max() >= model.vocab_size)
-        bad = next(t for t in texts[i].tolist() if not 0 <= t < model.vocab_size)
-        raise ValueError(f"{name} {i} has id {bad}, outside the model's vocabulary 0..{model.vocab_size - 1}")
+        if outside := [t for t in text.tolist() if not 0 <= t < model.vocab_size]:
+            whole = f"the model's vocabulary 0..{model.vocab_size - 1}"
+            raise ValueError(f"{name} {i} has id {outside[0]}, outside {whole}")
     return texts
+
+
+def shown(value: Any) -> str:
+    """A value in a message: on one line, and not all of a long one."""
+    return " ".join(repr(value).split())[:60]
+
+
+def check_count(name: str, value: Any) -> int:
+    """A whole number, numpy's and torch's as well. ValueError: it is none."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except (TypeError, RuntimeError):
+        pass
+    raise ValueError(f"{name} is {shown(value)}; it must be a whole number")
+
+
+def check_keys(keys: Any, prompts: int) -> list[int | str]:
+    """What addresses each prompt's randomness; None: its index. ValueError: too few, or what is no key."""
+    if keys is None:
+        return list(range(prompts))
+    if isinstance(keys, str | bytes | dict) or not hasattr(keys, "__len__") or getattr(keys, "shape", 1) == ():
+        raise ValueError(f"keys are {shown(keys)}; give a list of numbers or names")
+    if len(keys) != prompts:
+        raise ValueError(f"{len(keys)} keys for {prompts} prompts; give one for each")
+    return [key if isinstance(key, str) else check_count("a key", key) for key in keys]
 
 
 def check_horizons(model: LanguageModel, texts: list[Tensor], max_new_tokens: int | Sequence[int]) -> list[int]:
     """Each prompt's horizon. ValueError: below 1, or prompt and response together beyond the model's maximum."""
     given = [max_new_tokens] * len(texts) if isinstance(max_new_tokens, int) else max_new_tokens
-    horizons = [int(horizon) for horizon in given]
+    horizons = [check_count("max_new_tokens", horizon) for horizon in given]
     if len(horizons) != len(texts):
         raise ValueError(f"{len(horizons)} values of max_new_tokens for {len(texts)} prompts; give one or one for each")
     for i, (text, horizon) in enumerate(zip(texts, horizons)):
@@ -277,32 +301,13 @@ def check_horizons(model: LanguageModel, texts: list[Tensor], max_new_tokens: in
 
 
 def check_stop_ids(model: LanguageModel, stop_ids: Iterable[int]) -> list[int]:
-    """ValueError: one is outside the vocabulary."""
-    for stop in (stops := list(stop_ids)):
+    """ValueError: one is no id, or outside the vocabulary."""
+    if isinstance(stop_ids, str | bytes) or not hasattr(stop_ids, "__iter__") or getattr(stop_ids, "shape", 1) == ():
+        raise ValueError(f"stop_ids are {shown(stop_ids)}; give a list of ids, [] for none")
+    for stop in (stops := [check_count("a stop id", stop) for stop in stop_ids]):
         if not 0 <= stop < model.vocab_size:
             raise ValueError(f"stop id {stop} is outside the model's vocabulary 0..{model.vocab_size - 1}")
     return stops
-
-
-def check_settings(
-    settings: Any, *, positive: Collection[str] = (), least: Mapping[str, float] | None = None,
-    among: Mapping[str, Collection] | None = None,
-) -> None:  # fmt: skip
-    """ValueError: a setting that is not a finite number above 0, or below its least value, or a whole number that no
-    machine can hold, or none of the known words. None, where a setting may be that, is not looked at."""
-    for name, given in vars(settings).items():
-        for value in given if isinstance(given, tuple) else (given,):
-            if isinstance(value, int) and not -MOST <= value <= MOST and name != "seed":
-                raise ValueError(f"{name} is {value}; no machine can hold so many, {MOST} at most")
-    for name in positive:
-        if (value := getattr(settings, name)) is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; it must be a positive number")
-    for name, low in (least or {}).items():
-        if (value := getattr(settings, name)) is not None and not value >= low:
-            raise ValueError(f"{name} is {value}; it must be at least {low}")
-    for name, known in (among or {}).items():
-        if (value := getattr(settings, name)) not in known:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -37,17 +37,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reference.interface import (
-    CHOICE,
-    TOLERANCE,
-    Chance,
-    Generation,
-    LanguageModel,
-    check_settings,
-    child_seed,
-    next_logits,
-)
-from reference.sampling import extend, log_probs
+from reference.interface import CHOICE, TOLERANCE, Chance, Generation, LanguageModel, child_seed, next_logits
+from reference.sampling import check_settings, extend, log_probs
 
 
 @dataclass(frozen=True)

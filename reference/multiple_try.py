@@ -32,7 +32,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reference.interface import ACCEPT, CHOICE, CUT, Chance, LanguageModel, check_settings
+from reference.interface import ACCEPT, CHOICE, CUT, Chance, LanguageModel
 from reference.power_sampling import (
     CUTS,
     Chain,
@@ -44,7 +44,7 @@ from reference.power_sampling import (
     run_chains,
     weigh,
 )
-from reference.sampling import extend
+from reference.sampling import check_settings, extend
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,9 @@ import torch
 from torch import Tensor, nn
 
 from reference.grpo import Reinforced, advantages
-from reference.interface import check_settings
 from reference.parallel_distill_refine import Checker, PDRConfig, parallel_distill_refine
 from reference.randomness import child_seed
-from reference.sampling import Cost
+from reference.sampling import Cost, check_settings
 from reference.sequential_refinement import sequential_refinement
 from reference.text.ledger import Text
 from reference.text.text_model import TextModel
@@ -67,6 +66,7 @@ class OperatorConfig:
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
+        check_settings(self)
         if self.pdr.temperature != 1:
             raise ValueError(f"pdr.temperature is {self.pdr.temperature}; it must be 1, as π_old is trained")
         if not self.kinds or not {*self.kinds} <= {*KINDS}:
@@ -100,7 +100,9 @@ def operator_rl(
             raise ValueError(f"{name} is {size}; it must be a multiple of {kinds}, the number of kinds of rollouts")
     rollouts = config.prompts // kinds * config.group  # of each kind
     updates = -(-config.passes * kinds * rollouts // fit.batch)  # per round
-    run = Trainer(speaker.model, fit, config.rounds * updates, {"questions": digest(list(questions)), "config": config})
+    depends = {"config": config, "questions": digest(list(questions)), "stop_ids": speaker.stop_ids,
+               "templates": speaker.templates.name}  # fmt: skip
+    run = Trainer(speaker.model, fit, config.rounds * updates, depends)
     run.resume(state)
 
     def round_of(t: int) -> tuple[CISPOLoss, Callable[[int], Tensor], Cost]:

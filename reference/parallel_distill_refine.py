@@ -30,9 +30,8 @@ from statistics import fmean
 
 import torch
 
-from reference.interface import check_settings
 from reference.randomness import CHOICE, uniform
-from reference.sampling import Cost, Samples, child_seed
+from reference.sampling import Cost, Samples, check_settings, child_seed
 from reference.text.ledger import Ledger
 from reference.text.text_model import TextModel
 
@@ -57,6 +56,7 @@ class PDRConfig:
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
+        check_settings(self)
         if not self.drafts or min(self.drafts) < 1:
             raise ValueError(f"drafts are {self.drafts}; give each round before the last at least 1, as in (4,)")
         check_settings(self, among={"distiller": DISTILLERS})

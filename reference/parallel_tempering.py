@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from reference import power_sampling
-from reference.interface import SWAP, Chance, Generation, LanguageModel, Samples, check_settings
+from reference.interface import SWAP, Chance, Generation, LanguageModel, Samples
 from reference.power_sampling import PowerConfig, PowerSamples, Record
-from reference.sampling import extend, log_probs
+from reference.sampling import check_settings, extend, log_probs
 
 Records = tuple[Record, ...]  # one per rung
 

@@ -41,8 +41,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from reference.interface import ACCEPT, CUT, Chance, Generation, LanguageModel, check_settings, next_logits
-from reference.sampling import extend, log_probs
+from reference.interface import ACCEPT, CUT, Chance, Generation, LanguageModel, next_logits
+from reference.sampling import check_settings, extend, log_probs
 
 CUTS = ("record", "horizon", "entropy")
 Record = tuple[int, ...]  # the ids of a response that has ended, or is as long as the horizon

@@ -42,12 +42,12 @@ from reference.interface import (
     Generation,
     LanguageModel,
     Samples,
-    check_settings,
     inverse_cdf,
     log_law,
     next_logits,
     uniform,
 )
+from reference.sampling import check_settings
 
 
 @dataclass(frozen=True)

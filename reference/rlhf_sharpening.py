@@ -28,9 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reference.interface import check_settings
 from reference.randomness import CHOICE, child_seed, uniform
-from reference.sampling import Cost, LanguageModel, generate
+from reference.sampling import Cost, LanguageModel, check_settings, generate
 from reference.self_reward import log_probability
 from reference.sft_sharpening import (
     Loss,
@@ -66,8 +65,12 @@ class RLHFConfig:
 
 
 def residual(logp: Tensor, logp_other: Tensor, first: Responses, second: Responses, beta: float) -> Tensor:
-    """Δ_π(x, y, y'), float64 [n], of pairs (first: y, second: y') whose log π are given."""
-    return beta * ((logp - first.base) - (logp_other - second.base)) - (first.reward - second.reward)
+    """Δ_π(x, y, y'), float64 [n], of pairs (first: y, second: y') whose log π are given.
+
+    +∞ where π or the base finds one of the two impossible: such a policy fits no reward, and loses."""
+    difference = beta * ((logp - first.base) - (logp_other - second.base)) - (first.reward - second.reward)
+    impossible = torch.stack((logp, logp_other, first.base, second.base)).isneginf().any(0)
+    return torch.where(impossible, torch.inf, difference)
 
 
 def dpo_loss(policy: Callable[..., Tensor], first: Responses, second: Responses, beta: float) -> Tensor:
@@ -79,7 +82,8 @@ def dpo_loss(policy: Callable[..., Tensor], first: Responses, second: Responses,
 def xpo_loss(policy: Callable[..., Tensor], first: Responses, second: Responses, beta: float, alpha: float) -> Tensor:
     """α Σ log π(y'|x) + Σ Δ_π(x, y, y')²: less mass on the base's responses, among policies that fit the rewards."""
     logp, logp_other = log_likelihood(policy, first), log_likelihood(policy, second)
-    return alpha * logp_other.sum() + residual(logp, logp_other, first, second, beta).square().sum()
+    bonus = torch.where(logp_other > -torch.inf, logp_other, 0.0)  # of what is impossible Δ is infinite already
+    return alpha * bonus.sum() + residual(logp, logp_other, first, second, beta).square().sum()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,15 +14,14 @@ distribution.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from reference.interface import (
-    MOST,
     POSITIONS_PER_CALL,
     TOKEN,
     Cache,
@@ -33,6 +32,7 @@ from reference.interface import (
     LanguageModel,
     Sample,
     Samples,
+    check_count,
     check_horizons,
     check_prompts,
     check_stop_ids,
@@ -41,36 +41,75 @@ from reference.interface import (
     key_of,
     log_law,
     next_logits,
-    prefill,
+    shown,
     uniform,
 )
 
 __all__ = [
     "TOKEN", "Cache", "Chance", "Cost", "Drawn", "GenerateConfig", "Generation", "LanguageModel", "Sample", "Samples",
-    "check_horizons", "check_prompts", "check_stop_ids", "check_token_settings", "child_seed", "extend", "generate",
-    "generate_page", "inverse_cdf", "key_of", "log_law", "log_probs", "next_logits", "score", "stream",
-    "uniform",
+    "check_horizons", "check_prompts", "check_settings", "check_stop_ids", "check_token_settings", "child_seed",
+    "extend", "generate", "generate_page", "inverse_cdf", "key_of", "log_law", "log_probs", "next_logits", "score",
+    "stream", "uniform",
 ]  # fmt: skip
 
 
+MOST = 1 << 40  # of anything that is counted
 COLDEST = 1e-6  # temperature above 0: below it float32 cannot tell logits apart
+
+
+def check_settings(
+    settings: Any, *, positive: Collection[str] = (), least: Mapping[str, float] | None = None,
+    among: Mapping[str, Collection] | None = None,
+) -> None:  # fmt: skip
+    """ValueError: a setting of another type than its annotation's, or a number that is not finite and above 0, or below
+    its least value, or more than any machine can hold, or none of the known words. None passes where it may be."""
+    for field in fields(settings):
+        kind, *others = str(field.type).split(" | ")
+        if (value := getattr(settings, field.name)) is not None or "None" not in others:
+            value = as_declared(field.name, value, kind if others in ([], ["None"]) else "any")
+            object.__setattr__(settings, field.name, value)
+    for name in positive:
+        if (value := getattr(settings, name)) is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be a positive number")
+    for name, low in (least or {}).items():
+        if (value := getattr(settings, name)) is not None and not value >= low:
+            raise ValueError(f"{name} is {value}; it must be at least {low}")
+    for name, known in (among or {}).items():
+        if (value := getattr(settings, name)) not in known:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}")
+
+
+def as_declared(name: str, value: Any, kind: str) -> Any:
+    """A setting as its annotation says: numbers of numpy and torch become Python's, lists tuples."""
+    words = {"float": "a number", "bool": "true or false", "str": "a word"}
+    if kind.startswith("tuple[") and isinstance(value, list | tuple):
+        return tuple(as_declared(name, each, kind[6:].partition(",")[0].split(" ")[0]) for each in value)
+    if kind == "int":
+        value = check_count(name, value)
+    elif kind == "float" and getattr(value, "shape", ()) == () and hasattr(value, "__float__"):
+        value = value if isinstance(value, bool | int) else float(value)
+    known = kind in words or kind.startswith("tuple[") or kind.endswith("Config")
+    if known and type(value).__name__ != kind and not (kind == "float" and type(value) is int):
+        raise ValueError(f"{name} is {shown(value)}; it must be {words.get(kind, 'of the type ' + kind)}")
+    if type(value) is int and abs(value) > MOST and name != "seed":
+        raise ValueError(f"{name} is {value}; no machine can hold so many, {MOST} at most")
+    return value
 
 
 def check_token_settings(settings: Any) -> None:
     """ValueError: max_new_tokens (one number, or one for each prompt), temperature, top_k or top_p out of range."""
-    if hasattr(settings.max_new_tokens, "__index__"):  # numpy's numbers, too
-        object.__setattr__(settings, "max_new_tokens", int(settings.max_new_tokens))
+    check_settings(settings)
     most, temperature, top_p = settings.max_new_tokens, settings.temperature, settings.top_p
-    for tokens in most if isinstance(most, Sequence | Tensor) else [most]:
-        if not hasattr(tokens, "__index__"):
-            raise ValueError(f"max_new_tokens is {tokens!r}; it must be a whole number")
-        if not 1 <= tokens <= MOST:
-            raise ValueError(f"max_new_tokens is {tokens}; it must be at least 1")
+    several = isinstance(most, list | tuple | range) or getattr(most, "shape", ()) != ()
+    counts = [check_count("max_new_tokens", tokens) for tokens in (most if several else [most])]
+    if wrong := [tokens for tokens in counts if not 1 <= tokens <= MOST]:
+        raise ValueError(f"max_new_tokens is {wrong[0]}; it must be at least 1")
+    object.__setattr__(settings, "max_new_tokens", counts if several else counts[0])
     if not (temperature == 0 or COLDEST <= temperature < math.inf):
         raise ValueError(
             f"temperature is {temperature}; it must be 0 (greedy) or a positive number, at least {COLDEST}"
         )
-    if (top_k := getattr(settings, "top_k", None)) is not None and not (hasattr(top_k, "__index__") and top_k >= 1):
+    if (top_k := getattr(settings, "top_k", None)) is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be at least 1, or None to keep every id")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; it must be in (0, 1], or None to keep every id")
@@ -237,6 +276,8 @@ def score(
     Texts of like length share a batch, and both rows and positions are taken in chunks, so that no more than about
     `logits_bytes` of logits exist at a time. ValueError as in `generate`.
     """
+    from reference.engine.decoder import prefill
+
     prompts, continuations = check_prompts(model, prompts), check_prompts(model, continuations, "continuation")
     if len(prompts) != len(continuations):
         raise ValueError(f"{len(prompts)} prompts but {len(continuations)} continuations; give one for each")

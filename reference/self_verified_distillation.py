@@ -18,9 +18,9 @@ questions and each step of training is saved, and a run that was killed goes on 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ import torch
 from torch import Tensor
 
 from reference.cascade import CascadeConfig, Case, Transcript, Verification, verify
-from reference.interface import Cost, Samples, check_settings
+from reference.interface import Cost, Samples
 from reference.randomness import CHOICE, child_seed, uniform
-from reference.sampling import check_token_settings
+from reference.sampling import check_settings, check_token_settings
+from reference.text.identity import digest, flat
 from reference.text.text_model import TextModel
-from reference.training.loop import FitConfig, digest, fit
+from reference.training.loop import FitConfig, fit, weights_digest
 from reference.training.lora import LoRAConfig, add_lora, merge_lora
+from reference.training.run_folder import RunFolder
 from reference.transformer import write_whole
 
 
@@ -88,11 +90,19 @@ def self_verified_distillation(
     """
     check_questions(questions)
     speaker.templates.role("author")
-    folder = None if folder is None else Path(folder)
-    about = {**flat(config), **flat(training, "training."), **flat(lora, "lora."), "model": weights_digest(speaker),
-             "templates": speaker.templates.name, "questions": digest(list(questions)),
-             "keys": digest(None if keys is None else list(keys))}  # fmt: skip
-    begin_run(folder, about)
+    depends = {
+        "config": config, "training": training, "lora": lora, "weights": weights_digest(speaker.model),
+        "templates": speaker.templates.name, "stop_ids": speaker.stop_ids, "questions": digest(list(questions)),
+        "keys": digest(None if keys is None else list(keys)),
+    }  # fmt: skip
+    with nullcontext() if folder is None else RunFolder(folder, flat(depends)) as place:
+        return run_rounds(speaker, questions, config, training, lora, keys, place, settings)
+
+
+def run_rounds(
+    speaker: TextModel, questions: Sequence[str], config: SVDConfig, training: FitConfig, lora: LoRAConfig | None,
+    keys: Sequence[int | str] | None, folder: Path | None, settings: dict[str, Any],
+) -> list[Round]:  # fmt: skip
     rounds: list[Round] = []
     student = speaker
     for r in range(1, config.rounds + 1):
@@ -263,38 +273,3 @@ def joined(blocks: Sequence[Candidates]) -> Candidates:
         Verification(records[0].stages, records[0].policy, static, votes, calls, tokens, costs),
         [call for block in blocks for call in block.transcripts], [cost for block in blocks for cost in block.costs],
     )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Saving
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A dataclass's settings by name, those of its parts among them."""
-    parts = {} if config is None else asdict(config)
-    nested = {f"{name}.{key}": x for name, part in parts.items() if isinstance(part, dict) for key, x in part.items()}
-    plain = {name: part for name, part in parts.items() if not isinstance(part, dict)}
-    return json.loads(json.dumps({prefix + name: value for name, value in {**plain, **nested}.items()}))
-
-
-def weights_digest(speaker: TextModel) -> str:
-    """What tells one model from another."""
-    sums = [(name, tuple(p.shape), float(p.detach().double().sum())) for name, p in speaker.model.named_parameters()]  # type: ignore[attr-defined]
-    return digest(sums)
-
-
-def begin_run(folder: Path | None, about: dict[str, Any]) -> None:
-    """Write down what the folder's run is. ValueError: the folder has another run."""
-    if folder is None:
-        return
-    file = folder / "settings.json"
-    if file.exists():
-        before = json.loads(file.read_text())
-        for name in {**before, **about}:
-            if before.get(name) != about.get(name):
-                raise ValueError(
-                    f"{folder} was begun with {name} = {before.get(name)!r}, here it is {about.get(name)!r}; go on "
-                    "with the same, or name another folder"
-                )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda part: part.write_text(json.dumps(about, indent=1) + "\n"))

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from reference.best_of_n import BestOfN, adaptive_best_of_n, best_of_n
-from reference.interface import check_settings
 from reference.randomness import CHOICE, uniform
-from reference.sampling import Cost, LanguageModel, Samples
+from reference.sampling import Cost, LanguageModel, Samples, check_settings
 from reference.self_reward import log_probability
 from reference.training.loop import token_logp
 
@@ -149,7 +148,9 @@ class FiniteClass(Sequence):
 
 @dataclass(frozen=True)
 class Enumerate:
-    """minimise(loss, FiniteClass): the policy of least loss, of equal ones any (ties are broken at random)."""
+    """minimise(loss, FiniteClass): the policy of least loss, of equal ones any (ties are broken at random).
+
+    A policy to which a response of the data is impossible has an infinite loss. ValueError: so it is with all."""
 
     seed: int = 0
     tie: float = 1e-12  # losses this near to the least, relative to max(1, |loss|), are equal to it
@@ -157,6 +158,11 @@ class Enumerate:
     def __call__(self, loss: Loss, policies: FiniteClass) -> nn.Module:
         losses = policies.losses(loss)
         best = losses.min()
+        if not best.isfinite():
+            raise ValueError(
+                f"the least loss of {len(policies)} policies is {float(best)}: each finds one of the responses "
+                "impossible; give a class that holds a policy without probabilities of 0"
+            )
         ties = (losses <= best + self.tie * best.abs().clamp(min=1)).nonzero()[:, 0]
         u = uniform(self.seed, torch.tensor([len(loss)]), torch.tensor([0]), 0, 0, CHOICE)
         return policies[int(ties[int(u * len(ties))])]

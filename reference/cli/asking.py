@@ -23,8 +23,8 @@ from tyro.conf import Positional
 
 from reference.checkpoints import find_folder, read_json, write_whole
 from reference.evaluation.tasks import Task
-from reference.interface import Cost, Samples, check_settings
-from reference.sampling import child_seed, key_of
+from reference.interface import Cost, Samples
+from reference.sampling import check_settings, child_seed, key_of
 from reference.text.identity import VERSION, digest, flat, folder_digest
 from reference.text.text_model import TextModel
 from reference.transformer import Config

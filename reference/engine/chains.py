@@ -28,7 +28,7 @@ from torch import Tensor
 
 from reference.engine.decoder import Decoder, Prompts
 from reference.engine.records import Store, Table, Texts
-from reference.engine.requests import Plan, Requests
+from reference.engine.requests import Plan, Requests, why_not_finite
 from reference.interface import Samples
 from reference.randomness import ACCEPT, CUT, absorb, address, uniform, unit
 
@@ -276,7 +276,8 @@ class Chains:
     def values(self, rows: Tensor) -> Tensor:
         """Those of proposals that have ended. ValueError: one is not a number."""
         if (value := self.value(self.decoder.texts)[rows]).isnan().any():
-            raise ValueError("the model's logits are not finite in a proposal; try float32 weights")
+            model = self.decoder.model
+            raise ValueError(f"the model's logits are not finite in a proposal; {why_not_finite(model)}")
         return value
 
     # -- the steps to come ---------------------------------------------------------------------------------------------

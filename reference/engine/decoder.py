@@ -22,7 +22,7 @@ from torch import Tensor
 from reference.engine.captured_step import capture_of
 from reference.engine.records import Store, Table, Texts
 from reference.engine.requests import Plan, Requests
-from reference.interface import POSITIONS_PER_CALL, LanguageModel, Samples, inverse_cdf, log_law, prefill
+from reference.interface import POSITIONS_PER_CALL, LanguageModel, Samples, inverse_cdf, log_law
 from reference.randomness import absorb, address, unit
 
 Distribution = Callable[[Tensor, Tensor], Tensor]  # (logits, log p) -> log q, all [S, vocab]
@@ -190,3 +190,11 @@ class Prompts:
             tokens = torch.zeros((self.rows, length), dtype=torch.int64, device=self.ids.device)
             tokens[: len(self.shelved)] = self.ids[run, :length]
             prefill(self.model, tokens, self.shelf)
+
+
+def prefill(model: LanguageModel, tokens: Tensor, cache: Any) -> None:
+    """Keys and values of tokens [rows, time], which begin their rows, into a cache: so many positions at a time."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+    chunk = max(1, POSITIONS_PER_CALL // len(tokens))
+    for some, where in zip(tokens.split(chunk, 1), positions.split(chunk, 1)):
+        model(some, where, cache, logits=False)

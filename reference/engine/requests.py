@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reference.engine.records import Table
-from reference.interface import LanguageModel, check_horizons, check_prompts, check_stop_ids
+from reference.interface import LanguageModel, check_count, check_horizons, check_keys, check_prompts, check_stop_ids
 from reference.randomness import key_of
 
 BYTES_PER_TOKEN = 24  # of a response: its token, log p, log q, random number
@@ -52,8 +52,18 @@ class Plan:
             name = f" (key {self.names[prompt]!r})" if self.names is not None else ""
             raise ValueError(
                 f"the model's logits are not finite for prompt {prompt}{name}, sample {sample}, at "
-                f"response position {position}; try float32 weights"
+                f"response position {position}; {why_not_finite(self.model)}"
             )
+
+
+def why_not_finite(model: LanguageModel) -> str:
+    """What a user can do about logits that are not finite."""
+    weights = list(getattr(model, "parameters", list)())
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        return "its weights hold NaN or infinity, so the checkpoint is broken; take another"
+    if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in weights):
+        return "try float32 weights"
+    return "its weights are finite, so they overflow in the forward pass"
 
 
 def make_plan(
@@ -70,10 +80,10 @@ def make_plan(
     """
     stops, texts = check_stop_ids(model, stop_ids), check_prompts(model, prompts)
     horizons = check_horizons(model, texts, max_new_tokens)
-    if samples_per_prompt < 1:
+    if check_count("samples_per_prompt", samples_per_prompt) < 1:
         raise ValueError(f"samples_per_prompt is {samples_per_prompt}; it must be at least 1")
-    if keys is not None and len(keys) != len(texts):
-        raise ValueError(f"{len(keys)} keys for {len(texts)} prompts; give one for each")
+    keys = None if keys is None else check_keys(keys, len(texts))
+    seed, slots = check_count("seed", seed), None if slots is None else check_count("slots", slots)
     order, n, device = list(range(len(texts))), samples_per_prompt * group, model.device
     check_memory(model, len(texts) * n, group * caches, max(horizons), max(map(len, texts)))
     if longest_first:

@@ -28,9 +28,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from reference.interface import check_settings
 from reference.randomness import CHOICE, uniform
-from reference.sampling import Cost, Generation, LanguageModel, check_prompts, generate
+from reference.sampling import Cost, Generation, LanguageModel, check_prompts, check_settings, generate
 from reference.text.identity import first_difference, flat
 from reference.training.lora import lora_layers
 from reference.transformer import write_whole

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reference.interface import check_settings
 from reference.randomness import child_seed
+from reference.sampling import check_settings
 from reference.transformer import at_least_float32
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -598,6 +598,35 @@ def test_the_objective_is_estimated():
     assert estimate == pytest.approx(exact, abs=0.05)
 
 
+def deterministic_and_not():
+    """A base on three ids, one of its targets, and the policy that always says id 1."""
+    logits = torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64)
+    base, target, fixed = (
+        TabularLM(values, torch.zeros_like(logits, dtype=torch.int64))
+        for values in (logits, 3 * logits, torch.tensor([[-math.inf, 0.0, -math.inf]], dtype=torch.float64))
+    )
+    return base, target, fixed
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-3])
+def test_a_deterministic_policy_loses_where_it_finds_a_response_impossible(alpha):
+    """0 log 0 = 0, and log 0 is a loss of +∞, bonus or not: never NaN."""
+    base, target, fixed = deterministic_and_not()
+    drawn = generate(base, [[0]] * 40, samples_per_prompt=2, max_new_tokens=1, stop_ids=[])
+    data = score_responses(base, [[0]] * 40, drawn.samples, log_probability)
+    first, second = data[0::2], data[1::2]
+    assert xpo_loss(fixed, first, second, 0.5, alpha) == math.inf and xpo_loss(target, first, second, 0.5, alpha) < 1e-2
+    same = (data.tokens[0::2, 1] == 1) & (data.tokens[1::2, 1] == 1)
+    assert (
+        same.any() and xpo_loss(fixed, first[same], second[same], 0.5, alpha) == 0
+    )  # nothing in these tells against it
+    config = RLHFConfig(beta=0.5, alpha=alpha, rounds=8, pairs=4, max_new_tokens=1)
+    run = xpo(base, FiniteClass([fixed, base, target]), [[0]], config, stop_ids=[], seed=1)
+    assert run.last is target and run.best is target and run.objective.isfinite().all()
+    with pytest.raises(ValueError, match="the least loss of 1 policies is inf: each finds one of the responses imp"):
+        xpo(base, FiniteClass([fixed]), [[0]], config, stop_ids=[], seed=1)
+
+
 def test_several_prompts_are_asked_at_random():
     world = LinearSoftmax.hypercube(torch.randn(3, generator=torch.Generator().manual_seed(0)), torch.eye(3) * 2 - 1)
     config = RLHFConfig(beta=1.0, rounds=30, max_new_tokens=3)

@@ -152,17 +152,22 @@ def test_a_run_of_other_settings_is_refused_by_name(speaker, tmp_path):
     self_verified_distillation(speaker, FEW, config, SHORT, folder=folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for how, training, questions, name in (
-        (replace(config, n=3), SHORT, FEW, "n = 2, here it is 3"),
-        (replace(config, cascade=replace(JUDGE, votes=1)), SHORT, FEW, "cascade.votes = 2, here it is 1"),
-        (config, replace(SHORT, rate=2e-3), FEW, "training.rate = 0.001, here it is 0.002"),
+        (replace(config, n=3), SHORT, FEW, "config.n = 2, and now config.n is 3"),
+        (
+            replace(config, cascade=replace(JUDGE, votes=1)),
+            SHORT,
+            FEW,
+            "config.cascade.votes = 2, and now config.cascade.votes is 1",
+        ),
+        (config, replace(SHORT, rate=2e-3), FEW, "training.rate = 0.001, and now training.rate is 0.002"),
         (config, SHORT, FEW[1:], "questions = "),
     ):
-        with pytest.raises(ValueError, match=f"was begun with {name}"):
+        with pytest.raises(ValueError, match=f"was written with {name}"):
             self_verified_distillation(speaker, questions, how, training, folder=folder)
-    with pytest.raises(ValueError, match=r"was begun with lora\.rank = None, here it is 2"):
+    with pytest.raises(ValueError, match=r"was written with lora\.rank = null, and now lora\.rank is 2"):
         self_verified_distillation(speaker, FEW, config, SHORT, folder=folder, lora=LoRAConfig(rank=2))
     other = replace(speaker, model=S.train_from(speaker, [([1], [2])], SHORT)[0].model)
-    with pytest.raises(ValueError, match="was begun with model = "):
+    with pytest.raises(ValueError, match="was written with weights = "):
         self_verified_distillation(other, FEW, config, SHORT, folder=folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (folder / "round-1" / "questions-0.pt").write_bytes(b"not a block")
