@@ -10,12 +10,21 @@ several by the rest of their names ("" is NAME.png, "cost" NAME_cost.png); optio
 `tables(dict) -> texts by name`; and `DEPENDS`, the files and folders whose contents decide what `compute` returns.
 """
 
+import sys
+
+if __name__ == "__main__":  # Ctrl-C at any moment, also while torch is loaded, ends with one line
+    say = sys.excepthook
+    sys.excepthook = lambda kind, *rest: (
+        print("\ninterrupted; the same command begins again", file=sys.stderr)
+        if issubclass(kind, KeyboardInterrupt)
+        else say(kind, *rest)
+    )
+
 import argparse
 import hashlib
 import importlib
 import json
 import platform
-import sys
 import time
 from pathlib import Path
 
@@ -150,7 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command begins again")
+    main()

@@ -18,7 +18,7 @@ questions and each step of training is saved, and a run that was killed goes on 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,12 +79,15 @@ def self_verified_distillation(
     lora: LoRAConfig | None = None,
     keys: Sequence[int | str] | None = None,
     folder: str | Path | None = None,
+    after: Callable[[int, int, int], None] | None = None,
     **settings: Any,
 ) -> list[Round]:
     """The rounds; the last one's `student` is the result. The speaker itself is not changed.
 
     lora: adapters to train, which are merged in the end; None: all weights. keys: what addresses a question's
-    randomness (default: its index). folder: where the run is saved, and goes on from. settings: slots.
+    randomness (default: its index). folder: where the run is saved, and goes on from. after(drawn, left, tokens):
+    called after each block of questions, with how many were drawn here and are left, and the tokens decoded. settings:
+    slots.
     ValueError: a question twice or none, a role or stage that the templates lack, a folder of other settings; no
     candidate accepted.
     """
@@ -96,7 +99,7 @@ def self_verified_distillation(
         "keys": digest(None if keys is None else list(keys)),
     }  # fmt: skip
     with nullcontext() if folder is None else RunFolder(folder, flat(depends)) as place:
-        return run_rounds(speaker, questions, config, training, lora, keys, place, settings)
+        return run_rounds(speaker, questions, config, training, lora, keys, place, {**settings, "after": after})
 
 
 def run_rounds(
@@ -203,11 +206,12 @@ class Candidates:
 
 def draw_candidates(
     author: TextModel, judge: TextModel, questions: Sequence[str], config: SVDConfig, *, seed: int = 0,
-    keys: Sequence[int | str] | None = None, folder: Path | None = None, **settings: Any,
+    keys: Sequence[int | str] | None = None, folder: Path | None = None,
+    after: Callable[[int, int, int], None] | None = None, **settings: Any,
 ) -> Candidates:  # fmt: skip
     """n candidates of each question by the author, verified by the judge, in blocks of questions."""
     keys = list(keys if keys is not None else range(len(questions)))
-    blocks = []
+    blocks, asked, decoded = [], 0, 0
     for begin in range(0, len(questions), config.block):
         part = slice(begin, begin + config.block)
         file = folder and folder / f"questions-{begin}.pt"
@@ -226,6 +230,9 @@ def draw_candidates(
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, lambda part, block=blocks[-1]: torch.save(packed(block), part))
+        asked, decoded = asked + len(texts), decoded + blocks[-1].cost.decoded_tokens
+        if after is not None:
+            after(asked, len(questions) - begin - len(texts), decoded)
     return joined(blocks)
 
 

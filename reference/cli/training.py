@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -24,7 +26,7 @@ from reference.self_verified_distillation import SVDConfig, self_verified_distil
 from reference.sft_sharpening import SFTConfig, sft_sharpen
 from reference.text.identity import digest
 from reference.training.distributed import Processes, processes, sample
-from reference.training.loop import FitConfig, train
+from reference.training.loop import FitConfig, Trainer, train
 from reference.training.lora import LoRAConfig, add_lora
 from reference.training.run_folder import RunFolder, in_blocks
 
@@ -58,6 +60,48 @@ class Training:
                 print(f"the trained model is in {folder}; ask it with --model {folder}")
 
 
+def until(seconds: float) -> str:
+    return time.strftime("%H:%M on %A", time.localtime(time.time() + seconds))
+
+
+class Forecast:
+    """Says, before it begins, how many tokens a training draws at most; after the first block and the first steps, how
+    long the rest will take. On stderr, in the first process."""
+
+    def __init__(self, here: Processes, most: int) -> None:
+        self.here, self.begin, self.told, self.first = here, time.perf_counter(), set[str](), (0, 0.0)
+        self.tell("most", f"at most {most:,} tokens are drawn")
+
+    def tell(self, what: str, line: str) -> None:
+        if self.here.rank == 0 and what not in self.told:
+            print(line, file=sys.stderr)
+        self.told.add(what)
+
+    def drew(self, prompts: int, left: int, tokens: int) -> None:
+        """After each block."""
+        seconds = time.perf_counter() - self.begin
+        if left:
+            end = until(left * seconds / prompts)
+            self.tell("drew", f"{tokens / seconds:.0f} tokens per second; {left} prompts are left to draw, until {end}")
+
+    def rounds(self, done: int, of: int) -> None:
+        """After each of several that grow."""
+        seconds = time.perf_counter() - self.begin
+        if done < of:
+            self.tell(
+                "rounds", f"{seconds / done:.2g} s for round {done} of {of}; later ones, of more pairs, take longer"
+            )
+
+    def trained(self, run: Trainer) -> None:
+        """After each step, or round."""
+        now, (step, at) = time.perf_counter(), self.first
+        if not 0 < step < run.step:
+            self.first = run.step, now
+        elif left := run.steps - run.step:
+            each = (now - at) / (run.step - step)
+            self.tell("trained", f"{each:.2g} s a step; {left} are left, until {until(left * each)}")
+
+
 def train_sft(asked: Asked, config: SFTConfig, fitting: FitConfig, training: Training) -> None:
     """SFT-Sharpening: learn the best of N own responses to each prompt (2412.01951).
 
@@ -67,14 +111,15 @@ def train_sft(asked: Asked, config: SFTConfig, fitting: FitConfig, training: Tra
 
     def learn(here: Processes, state: Path) -> dict[str, Any]:
         model, log = training.adapt(asked.speaker.model), {}
+        forecast = Forecast(here, len(asked.prompts) * config.n * config.max_new_tokens)
 
         def minimise(loss: Any, policy: Any) -> Any:
-            tuned = train(policy, loss, fitting, state=state, trainer=here.trainer)
+            tuned = train(policy, loss, fitting, state=state, trainer=here.trainer, after=forecast.trained)
             log.update(tuned.log)
             return tuned.model
 
         sharp = sft_sharpen(model, model, asked.prompts, config, minimise=minimise,
-                            sample=in_blocks(sample, state.parent), **asked.drawing)  # fmt: skip
+                            sample=in_blocks(sample, state.parent, after=forecast.drew), **asked.drawing)  # fmt: skip
         return {**log, "draws": sharp.chosen.draws.flatten().tolist(), "cost": asdict(sharp.cost)}
 
     training.run(asked, learn, config=config, fitting=fitting)
@@ -89,14 +134,15 @@ def train_dpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Tr
 
     def learn(here: Processes, state: Path) -> dict[str, Any]:
         model, log = training.adapt(asked.speaker.model), {}  # its additions are 0 until trained: it is the base too
+        forecast = Forecast(here, len(asked.prompts) * 2 * config.pairs * config.max_new_tokens)
 
         def minimise(loss: Any, policy: Any) -> Any:
-            tuned = train(policy, loss, fitting, state=state, trainer=here.trainer)
+            tuned = train(policy, loss, fitting, state=state, trainer=here.trainer, after=forecast.trained)
             log.update(tuned.log)
             return tuned.model
 
         trained = dpo_sharpen(model, model, asked.prompts, config, minimise=minimise,
-                              sample=in_blocks(sample, state.parent), **asked.drawing)  # fmt: skip
+                              sample=in_blocks(sample, state.parent, after=forecast.drew), **asked.drawing)  # fmt: skip
         return {**log, "cost": asdict(trained.cost)}
 
     training.run(asked, learn, config=config, fitting=fitting)
@@ -113,11 +159,13 @@ def train_xpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Tr
     def learn(here: Processes, state: Path) -> dict[str, Any]:
         base, losses = copy.deepcopy(asked.speaker.model), list[float]()
         policy = training.adapt(asked.speaker.model)
+        forecast = Forecast(here, config.rounds * config.prompts * 2 * config.pairs * config.max_new_tokens)
 
         def minimise(loss: Any, policy: Any) -> Any:
             place = state.with_name(f"training-{len(losses) + 1}.pt")
             tuned = train(policy, loss, fitting, state=place, trainer=here.trainer)
             losses.append(tuned.log["loss"][-1])
+            forecast.rounds(len(losses), config.rounds)
             return tuned.model
 
         settings = {**asked.drawing, "keys": None}  # a prompt may come several times
@@ -156,9 +204,10 @@ def train_grpo(
 
     def learn(here: Processes, state: Path) -> dict[str, Any]:
         speaker = asked.speaker
+        forecast = Forecast(here, config.rounds * config.prompts * config.group * config.max_new_tokens)
         tuned = grpo(
             training.adapt(speaker.model), asked.prompts, reward, config, fitting, stop_ids=speaker.stop_ids,
-            state=state, trainer=here.trainer, slots=asked.slots,
+            state=state, trainer=here.trainer, after=forecast.trained, slots=asked.slots,
         )  # fmt: skip
         return {**tuned.log, "cost": asdict(tuned.cost)}
 
@@ -176,9 +225,13 @@ def train_svd(asked: Asked, config: SVDConfig, training: Training, fitting: FitC
     def learn(here: Processes, state: Path) -> dict[str, Any]:
         if here.world > 1:
             raise ValueError(f"self-verified distillation runs in one process, not in {here.world}; drop torchrun")
+        drafts, judge = len(asked.questions) * config.n * config.rounds, config.cascade
+        turns = sum(len(stage.turns) for stage in asked.speaker.templates.stages.values())
+        replies = drafts * judge.votes * turns * judge.max_new_tokens
+        forecast = Forecast(here, drafts * config.max_new_tokens + replies)
         rounds = self_verified_distillation(
             asked.speaker, asked.questions, config, fitting, lora=training.adapters if training.lora else None,
-            keys=asked.keys, folder=state.parent / "run", slots=asked.slots,
+            keys=asked.keys, folder=state.parent / "run", after=forecast.drew, slots=asked.slots,
         )  # fmt: skip
         policy, student = (cast(Any, each.model) for each in (asked.speaker, rounds[-1].student))
         policy.load_state_dict(student.state_dict())

@@ -76,16 +76,19 @@ def read_record(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path} is no record of a run; name another folder")
 
 
-def in_blocks(sample: Callable[..., Any], folder: Path, block: int = BLOCK) -> Callable[..., Any]:
+def in_blocks(
+    sample: Callable[..., Any], folder: Path, block: int = BLOCK, after: Callable[[int, int, int], None] | None = None
+) -> Callable[..., Any]:
     """sample(sampler, model, prompts, *args, keys=..., **settings), a block of prompts at a time, each block's result
     kept in folder/draws: what was cut off goes on from the last whole block. (What `sft_sharpen` and others call
-    `sample`.)"""
+    `sample`.) after(drawn, left, tokens): called after each block that was drawn, with the
+    numbers of prompts, and of tokens decoded."""
 
     def kept(
         sampler: Callable, model: Any, prompts: Sequence, *args: Any, keys: Sequence | None = None, **settings: Any
     ) -> Any:
         keys = list(range(len(prompts)) if keys is None else keys)
-        told = flat({"sampler": sampler, "args": args, **settings})
+        drawn, tokens, told = 0, 0, flat({"sampler": sampler, "args": args, **settings})
         parts = []
         for at in range(0, len(prompts), block):
             own, named = prompts[at : at + block], keys[at : at + block]
@@ -96,6 +99,9 @@ def in_blocks(sample: Callable[..., Any], folder: Path, block: int = BLOCK) -> C
                     parts.append(torch.load(path, weights_only=True, map_location=model.device))
                 continue
             parts.append(sample(sampler, model, own, *args, keys=named, **settings))
+            drawn, tokens = drawn + len(own), tokens + Cost.parallel(parts[-1].costs).decoded_tokens
+            if after is not None:
+                after(drawn, len(prompts) - at - len(own), tokens)
             if not dist.is_initialized() or dist.get_rank() == 0:
                 path.parent.mkdir(exist_ok=True)
                 write_whole(path, lambda file, part=parts[-1]: torch.save(part, file))

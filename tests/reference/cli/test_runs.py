@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from reference.checkpoints import NAMED, write_whole
 from reference.text.identity import digest, file_digest, first_difference, flat, folder_digest
 from reference.training.loop import Trainer
 from reference.training.run_folder import RunFolder
+from reference.transformer import Transformer
+from tests.assertions import assert_close
 from tests.conftest import ROOT
 from toy.relay import make_problems
 
@@ -130,6 +133,50 @@ def test_the_same_command_goes_on_and_keeps_what_was_drawn(kind, run, problems, 
     assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
     run(*given, "--dtype", "float64", "-o", whole, code=2)
     assert "dtype = " in run.err
+
+
+def test_a_training_says_what_it_will_take(run, problems, monkeypatch):
+    monkeypatch.setattr("reference.training.run_folder.BLOCK", 2)
+    monkeypatch.setattr("reference.training.run_folder.in_blocks.__defaults__", (2, None))
+    said = {}
+    for kind, options in KINDS.items():
+        run("train", kind, "--file", problems, *COMMON, *options, "-o", problems.with_name(kind))
+        said[kind] = run.err
+    most = {"sft": 4 * 2 * 24, "dpo": 4 * 2 * 24, "xpo": 2 * 2 * 24, "grpo": 4 * 2 * 2 * 24}
+    for kind, tokens in most.items():
+        assert said[kind].startswith(f"at most {tokens} tokens are drawn\n")
+    for kind in ("sft", "dpo"):
+        assert re.search(
+            r"^[1-9]\d* tokens per second; 2 prompts are left to draw, until \d\d:\d\d on \w+$", said[kind], re.M
+        )
+        assert re.search(r"^\S+ s a step; \d+ are left, until \d\d:\d\d on \w+$", said[kind], re.M)
+    assert re.search(r"^\S+ s for round 1 of 2; ", said["xpo"], re.M)
+    assert re.search(r"^\S+ s a step; \d+ are left", said["grpo"], re.M)
+    run("train", "sft", "--file", problems, *COMMON, *KINDS["sft"], "-o", problems.with_name("sft"))
+    assert "tokens per second" not in run.err  # nothing was drawn
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_what_one_does(kind, problems):
+    """Under torchrun: the same draws, in the same files, and the same model up to the order of additions."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    folders = {}
+    for name, launch in (("one", ()), ("two", ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"))):
+        folders[name] = out = problems.with_name(name)
+        command = [sys.executable, *launch, "-m", "reference", "train", kind, "--file", problems, "-o", out]
+        given = [str(word) for word in (*command, *COMMON, *KINDS[kind])]
+        for _ in range(2):  # the second time finds everything there
+            done = subprocess.run(
+                given, timeout=200, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+    draws = [sorted(path.name for path in folder.glob("draws/*")) for folder in folders.values()]
+    assert draws[0] == draws[1] and (draws[0] or kind == "grpo")
+    one, two = (Transformer.from_pretrained(folder).state_dict() for folder in folders.values())
+    for name, weight in one.items():
+        assert_close(weight, two[name])
+    assert not list(problems.parent.rglob("*.part"))
 
 
 def test_a_folder_with_something_else_is_left_alone(run, problems, model):
