@@ -9,6 +9,7 @@ under the base, pass@k. Settings were fixed before anything was trained; there i
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -35,6 +36,7 @@ DEPENDS = (
 FAMILY, ALL, MEASURED, K = "products", 209, 100, 16
 KS = (1, 2, 4, 8, 16)
 FIT = FitConfig(epochs=3, batch=8, rate=3e-4, clip=1.0, weight_decay=0.0, warmup=5)
+PAIRS = replace(FIT, epochs=1)  # there are four times as many, of two responses each
 PREFERENCES = RLHFConfig(beta=0.5, rounds=3, prompts=32, pairs=4, max_new_tokens=R.HORIZON)
 GRPO = GRPOConfig(rounds=10, prompts=8, group=16, beta=0.0, max_new_tokens=R.HORIZON)
 NAMES = {
@@ -58,10 +60,12 @@ def learners(base: TextModel, questions: list[Q.Question], form: str) -> dict[st
         return sft_sharpen(base.model, fresh(), prompts, config, minimise=Batches(FIT), keys=keys, **common).policy
 
     def dpo() -> Any:
-        return dpo_sharpen(base.model, fresh(), prompts, PREFERENCES, minimise=Batches(FIT), keys=keys, **common).policy
+        return dpo_sharpen(
+            base.model, fresh(), prompts, PREFERENCES, minimise=Batches(PAIRS), keys=keys, **common
+        ).policy
 
     def xpo() -> Any:
-        rounds = xpo_rounds(base.model, fresh(), prompts, PREFERENCES, minimise=Batches(FIT), **common)
+        rounds = xpo_rounds(base.model, fresh(), prompts, PREFERENCES, minimise=Batches(PAIRS), **common)
         return [policy for policy, _, _ in rounds][-1]
 
     def reinforced() -> Any:
@@ -100,7 +104,8 @@ def compute() -> dict:
     for form in R.FORMS:
         rows = forms[form] = {"base": measure("nothing", base, base.model, form)}
         for name, learn in learners(base, learned, form).items():
-            model = R.trained(f"{name}-{form}", (FAMILY, FIT, PREFERENCES, GRPO), learn, base.model)
+            settings = {"sft": FIT, "grpo": GRPO}.get(name, (PREFERENCES, PAIRS))
+            model = R.trained(f"{name}-{form}", (FAMILY, settings), learn, base.model)
             rows[name] = measure(name, base, model, form)
         for row in rows.values():
             row["gain"] = R.difference(np.array(row["right by question"]), np.array(rows["base"]["right by question"]))

@@ -74,7 +74,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MemoryError) or is_memory(error):
         return "out of memory; ask for fewer at a time (--slots), a smaller --dtype or fewer --max-new-tokens"
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        name = str(error.filename)
+        return f"{name if name.isprintable() else repr(name)}: {error.strerror}"
     return " ".join((str(error).strip() or type(error).__name__).split())
 
 

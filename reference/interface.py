@@ -244,7 +244,8 @@ def check_prompts(model: LanguageModel, prompts: Sequence, name: str = "prompt")
     texts = []
     for i, prompt in enumerate(prompts):
         try:
-            given = prompt if isinstance(prompt, Tensor) else torch.tensor([check_count("id", id) for id in prompt])
+            whole = isinstance(prompt, Tensor) and not prompt.is_floating_point() and prompt.dtype != torch.bool
+            given = prompt if whole else torch.tensor([check_count("id", id) for id in prompt], dtype=torch.int64)
             texts.append(given.to(model.device, torch.int64))
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ValueError(f"{name} {i} is {shown(prompt)}; give a list of ids, whole numbers") from None
@@ -265,7 +266,7 @@ def shown(value: Any) -> str:
 def check_count(name: str, value: Any) -> int:
     """A whole number, numpy's and torch's as well. ValueError: it is none."""
     try:
-        if not isinstance(value, bool):
+        if not isinstance(value, bool) and getattr(value, "dtype", None) not in (torch.bool, bool):
             return operator.index(value)
     except (TypeError, RuntimeError):
         pass

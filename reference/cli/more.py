@@ -23,6 +23,7 @@ from reference.evaluation.results import Results, is_results
 from reference.evaluation.results import merge as merge_results
 from reference.evaluation.results import report as make_report
 from reference.evaluation.tasks import FORMATS, Task, parse_shard
+from reference.sampling import check_settings
 from reference.text.tokenizer import Tokenizer
 from reference.transformer import Config, Transformer
 
@@ -31,6 +32,9 @@ from reference.transformer import Config, Transformer
 class Evaluation(Grading):
     batch: int = 16  # problems at a time, after which results are written
     shard: str | None = None  # i/n: every n-th batch from the i-th on; none: all, or what torchrun gives this process
+
+    def __post_init__(self) -> None:
+        check_settings(self, least={"batch": 1})
 
 
 def evaluate(

@@ -60,10 +60,6 @@ class Training:
                 print(f"the trained model is in {folder}; ask it with --model {folder}")
 
 
-def until(seconds: float) -> str:
-    return time.strftime("%H:%M on %A", time.localtime(time.time() + seconds))
-
-
 class Forecast:
     """Says, before it begins, how many tokens a training draws at most; after the first block and the first steps, how
     long the rest will take. On stderr, in the first process."""
@@ -77,11 +73,15 @@ class Forecast:
             print(line, file=sys.stderr)
         self.told.add(what)
 
+    @staticmethod
+    def until(seconds: float) -> str:
+        return time.strftime("%H:%M on %A", time.localtime(time.time() + seconds))
+
     def drew(self, prompts: int, left: int, tokens: int) -> None:
         """After each block."""
         seconds = time.perf_counter() - self.begin
         if left:
-            end = until(left * seconds / prompts)
+            end = self.until(left * seconds / prompts)
             self.tell("drew", f"{tokens / seconds:.0f} tokens per second; {left} prompts are left to draw, until {end}")
 
     def rounds(self, done: int, of: int) -> None:
@@ -99,7 +99,7 @@ class Forecast:
             self.first = run.step, now
         elif left := run.steps - run.step:
             each = (now - at) / (run.step - step)
-            self.tell("trained", f"{each:.2g} s a step; {left} are left, until {until(left * each)}")
+            self.tell("trained", f"{each:.2g} s a step; {left} are left, until {self.until(left * each)}")
 
 
 def train_sft(asked: Asked, config: SFTConfig, fitting: FitConfig, training: Training) -> None:

@@ -94,6 +94,24 @@ def test_a_config_refuses_wrong_settings(kind):
             refused_or_done(lambda: kind(**{field.name: wrong}), field.name, wrong)  # noqa: B023
 
 
+@pytest.mark.parametrize(
+    "prompt", [[1.5], torch.tensor([1.0]), torch.tensor([True]), [True], np.array([1.5]), "1", 1, [[1]]]
+)
+def test_what_is_no_list_of_ids_is_no_prompt(prompt):
+    with pytest.raises(ValueError, match=r"prompt 0 .* ids"):
+        generate(MODEL, [prompt], max_new_tokens=2, stop_ids=[0])
+
+
+@pytest.mark.parametrize(
+    "prompt", [(1, 2), np.array([1, 2]), torch.tensor([1, 2]), torch.tensor([1, 2], dtype=torch.int32)]
+)
+def test_ids_may_come_in_any_integers(prompt):
+    drawn = generate(MODEL, [prompt], max_new_tokens=2, stop_ids=[0], keys=[np.int64(4)], seed=np.int32(5)).samples
+    assert torch.equal(
+        drawn.tokens, generate(MODEL, [[1, 2]], max_new_tokens=2, stop_ids=[0], keys=[4], seed=5).samples.tokens
+    )
+
+
 def test_settings_are_kept_as_they_are_declared():
     fit = FitConfig(batch=np.int64(3), rate=np.float32(0.5), betas=[0.5, 0.75])
     assert (

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -223,19 +224,38 @@ def names_of(kind) -> list[str]:
     return [name for name in found if name != "out"]  # any name is a file's
 
 
-COMMANDS = {name: names_of(options_of(load(name))) for name in listing.commands()["methods"]}
+COMMANDS = {
+    name: names_of(options_of(load(name))) for kind in listing.commands().values() for name in kind if name != "demo"
+}
+TRAIN = ("--file", "problems.jsonl", *SMALL, "--epochs", "1", "--out", "run")
+GIVEN = {  # what a command needs, and what keeps it short
+    "train sft": (*TRAIN, "-n", "1"), "train dpo": TRAIN, "train xpo": (*TRAIN, "--rounds", "1"),
+    "train grpo": (*TRAIN, "--rounds", "1", "--group", "2", "--prompts", "1", "--grader", "numeric"),
+    "train svd": (*TRAIN, "--votes", "1", "-n", "1"), "report": ("results.jsonl",), "info": (),
+    "evaluate": ("sample", "--task", "problems.jsonl", "--grader", "numeric", "--out", "run", *SMALL),
+    "score": ("--file", "scored.jsonl"),
+}  # fmt: skip
 
 
 def fuzz(name, chosen, capsys, tmp_path):
+    """Exit 0 or 2, and after 2 one line, and no file or folder that was not there."""
+    lines = ['{"id": "a", "question": "1 + 1", "answer": "2"}', '{"id": "b", "question": "2 + 3", "answer": "5"}']
+    (tmp_path / "problems.jsonl").write_text("\n".join(lines))
+    (tmp_path / "scored.jsonl").write_text('{"prompt": "1 + 1", "responses": [{"tokens": [5, 6]}]}')
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    (tmp_path / "run").unlink(missing_ok=True)
     before = set(os.listdir(tmp_path))
+    given = (*name.split(), *GIVEN.get(name, ("1 + 1", *SMALL)), *(str(part) for option in chosen for part in option))
     try:
-        code = command.main([name, "1 + 1", *SMALL, *(str(part) for option in chosen for part in option)])
+        code = command.main([*given])
     except SystemExit as done:
         code = done.code or 0
     said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if not line.startswith(("at most", "the file"))]
     assert code in (0, 2), (name, chosen)
-    assert code == 0 or said.count("\n") == 1, (name, chosen, said)
-    assert set(os.listdir(tmp_path)) == before
+    assert code == 0 or len(lines) == 1, (name, chosen, said)
+    drawn = "no candidate was accepted" in said  # what was drawn stays
+    assert code == 0 or drawn or set(os.listdir(tmp_path)) == before, (name, chosen, said)
 
 
 cases = st.sampled_from(sorted(COMMANDS)).flatmap(lambda name: st.tuples(st.just(name), st.lists(
@@ -244,7 +264,7 @@ cases = st.sampled_from(sorted(COMMANDS)).flatmap(lambda name: st.tuples(st.just
 SETTINGS = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=150, **SETTINGS)
+@settings(max_examples=100, **SETTINGS)
 @given(case=cases)
 def test_no_option_ends_in_a_traceback(case, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
