@@ -244,8 +244,8 @@ def check_prompts(model: LanguageModel, prompts: Sequence, name: str = "prompt")
     texts = []
     for i, prompt in enumerate(prompts):
         try:
-            whole = isinstance(prompt, Tensor) and not prompt.is_floating_point() and prompt.dtype != torch.bool
-            given = prompt if whole else torch.tensor([check_count("id", id) for id in prompt], dtype=torch.int64)
+            ids = isinstance(prompt, Tensor) and not prompt.is_floating_point() and prompt.dtype != torch.bool
+            given = prompt if ids else torch.tensor([check_count("id", id) for id in prompt], dtype=torch.int64)
             texts.append(given.to(model.device, torch.int64))
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ValueError(f"{name} {i} is {shown(prompt)}; give a list of ids, whole numbers") from None

@@ -25,7 +25,7 @@ from reference.checkpoints import find_folder, read_json, write_whole
 from reference.evaluation.tasks import Task
 from reference.interface import Cost, Samples
 from reference.sampling import check_settings, child_seed, key_of
-from reference.text.identity import VERSION, digest, flat, folder_digest
+from reference.text.identity import VERSION, digest, flat, folder_digest, module_digest
 from reference.text.text_model import TextModel
 from reference.transformer import Config
 
@@ -70,7 +70,7 @@ class Checkpoint:
             "weights": folder_digest(self.folder(), "*.safetensors"),
             "tokenizer and stop ids": folder_digest(self.folder(), "*.json", "**/*.jinja"),
             "dtype": str(self.stored_dtype()).removeprefix("torch."), "templates": self.templates,
-            "max_length": self.max_length,
+            "the templates' module": module_digest(self.templates), "max_length": self.max_length,
         }  # fmt: skip
 
     def load(self) -> TextModel:

@@ -9,6 +9,7 @@ that belongs to another identity is refused, with the first thing that differs a
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -71,6 +72,15 @@ def folder_digest(folder: Path, *patterns: str) -> str:
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     names = [path.relative_to(folder).as_posix() for path in files]
     return digest(dict(zip(names, map(file_digest, files))))
+
+
+def module_digest(name: str | None) -> str | None:
+    """Of the file that a template set "module:object" stands in; None: no name, or no such file."""
+    try:
+        spec = importlib.util.find_spec((name or "").partition(":")[0])
+        return file_digest(Path(spec.origin)) if spec and spec.origin else None
+    except (ImportError, ValueError, OSError):
+        return None
 
 
 def file_digest(path: Path) -> str:

@@ -323,6 +323,18 @@ def test_differences_are_named():
     assert digest(["a", "b"]) != digest(["ab"]) == digest(["ab"])
 
 
+def test_a_changed_template_set_is_another_run(run, problems, tmp_path, monkeypatch):
+    module = tmp_path / "own_templates.py"
+    module.write_text("from toy.relay import TEMPLATES\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "results.jsonl"
+    given = ("evaluate", "sample", "--task", problems, "--grader", "numeric", "--max-new-tokens", 4, "--out", out)
+    run(*given, "--templates", "own_templates:TEMPLATES")
+    module.write_text("from toy.relay import TEMPLATES  # other words\n")
+    run(*given, "--templates", "own_templates:TEMPLATES", code=2)
+    assert "the templates' module = " in run.err
+
+
 def test_large_files_are_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr("reference.text.identity.CACHE", tmp_path / "cache" / "digests.json")
     file = tmp_path / "model.safetensors"
