@@ -9,6 +9,7 @@ reviewers accept what is right and what is wrong, and what of their replies cann
 beforehand.
 """
 
+import time
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from figures import _real as R
-from figures._style import BY_METHOD, RIGHT, WRONG, tidy
+from figures._style import BY_METHOD, LIGHT, RIGHT, WRONG, tidy
 from reference.cascade import CascadeConfig
 from reference.evaluation.graders import number_in
 from reference.evaluation.statistics import accuracy
@@ -74,7 +75,12 @@ def candidates(name: str, speaker: TextModel, asked: list[Q.Question]) -> Candid
     """Four drafts of each question and every vote on them, kept in blocks."""
     folder = R.KEPT / f"{name}-{R.digest([R.weights(), str(DISTILLED), [vars(question) for question in asked]])}"
     texts, keys = [question.question for question in asked], [question.id for question in asked]
-    return draw_candidates(speaker, speaker, texts, DISTILLED, seed=R.SEED, keys=keys, folder=folder, slots=R.SLOTS)
+    begin, record = time.time(), folder.with_suffix(".json")
+    drawn = draw_candidates(speaker, speaker, texts, DISTILLED, seed=R.SEED, keys=keys, folder=folder, slots=R.SLOTS)
+    if not record.exists():
+        R.save(record, begin)
+    R.load(record)
+    return drawn
 
 
 def compute() -> dict:
@@ -139,16 +145,13 @@ def reviewers(speaker: TextModel, asked: list[Q.Question], drawn: Candidates) ->
     for stage in (*record.stages, "all stages"):
         own = record.accepted(stages=None if stage == "all stages" else [stage]).numpy()
         found[stage] = {kind: [int((own & of).sum()), int(of.sum())] for kind, of in (("right", hit), ("wrong", ~hit))}
-        replies = [speaker.tokenizer.decode(call.reply) for call in drawn.transcripts
-                   if call.stage == stage and asks_for_a_verdict(speaker, call.prompt)]  # fmt: skip
+        replies = [call.reply for call in drawn.transcripts
+                   if call.stage == stage and "[[Y]]" in speaker.tokenizer.decode(call.prompt)]  # fmt: skip
         if replies:
-            said = [read_verdict(reply) for reply in replies]
-            found[stage] |= {"replies": len(said), "yes": said.count(True), "unreadable": said.count(None)}
+            said = [read_verdict(speaker.tokenizer.decode(reply)) for reply in replies]
+            cut = sum(len(reply) == CASCADE.max_new_tokens for reply in replies)
+            found[stage] |= {"replies": len(said), "yes": said.count(True), "unreadable": said.count(None), "cut": cut}
     return found
-
-
-def asks_for_a_verdict(speaker: TextModel, prompt: list[int]) -> bool:
-    return "[[Y]]" in speaker.tokenizer.decode(prompt)
 
 
 def table(result: dict) -> str:
@@ -157,10 +160,11 @@ def table(result: dict) -> str:
         mean, low, high = row["gain"]
         gain = "" if name == "one draft" else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
         lines.append(f"{name:26}{row['accuracy'][0]:6.2f}{gain:>24}")
-    lines += ["", f"{'':26}{'accepts right':>15}{'accepts wrong':>15}{'yes':>6}{'unreadable':>12}"]
+    lines += ["", f"{'':26}{'accepts right':>15}{'accepts wrong':>15}{'yes':>6}{'unreadable':>12}{'cut at 96':>11}"]
     for stage, own in result["reviewers"].items():
         shares = "".join(f"{kept} of {of}".rjust(15) for kept, of in (own["right"], own["wrong"]))
-        said = f"{own['yes'] / own['replies']:6.2f}{own['unreadable'] / own['replies']:12.2f}" if "yes" in own else ""
+        of = own.get("replies")
+        said = f"{own['yes'] / of:6.2f}{own['unreadable'] / of:12.2f}{own['cut'] / of:11.2f}" if of else ""
         lines.append(f"{stage:26}{shares}{said}")
     return "\n".join(lines)
 
@@ -173,18 +177,18 @@ def draw(result: dict):
     left.set_yticks(range(len(result["rows"])), result["rows"])
     left.invert_yaxis()
     left.set(xlim=(0, 1), xlabel="accuracy (95 %)", title=f"{result['questions']} word problems, as chat")
-    stages = result["reviewers"]
-    for j, (kind, colour) in enumerate((("right", RIGHT), ("wrong", WRONG))):
-        rates = [own[kind][0] / max(own[kind][1], 1) for own in stages.values()]
-        bars = right_axis.bar(np.arange(len(stages)) + 0.38 * j - 0.19, rates, 0.36, color=colour,
-                              label=f"{kind} drafts")  # fmt: skip
-        right_axis.bar_label(bars, [f"{own[kind][0]}/{own[kind][1]}" for own in stages.values()], fontsize=8)
-    right_axis.set_xticks(range(len(stages)), [
-        f"{stage}\n{100 * own['unreadable'] / own['replies']:.0f} % unreadable" if "replies" in own else stage
-        for stage, own in stages.items()
-    ])  # fmt: skip
-    right_axis.set(ylim=(0, 1.05), ylabel="share of drafts that both votes accept", title="What its reviewers accept")
-    right_axis.legend()
+    stages = {name: own for name, own in result["reviewers"].items() if "replies" in own}
+    begin = np.zeros(len(stages))
+    for key, colour in (("yes", RIGHT), ("no", WRONG), ("unreadable", LIGHT)):
+        counts = [{"no": own["replies"] - own["yes"] - own["unreadable"], **own}[key] for own in stages.values()]
+        shares = np.array(counts) / [own["replies"] for own in stages.values()]
+        right_axis.bar(range(len(stages)), shares, 0.6, begin, color=colour, label=key)
+        begin += shares
+    kept = ("{} of {} right,\n{} of {} wrong drafts".format(*own["right"], *own["wrong"]) for own in stages.values())
+    named = [f"{stage}\naccepts {counts}" for stage, counts in zip(stages, kept)]
+    right_axis.set_xticks(range(len(stages)), named, fontsize=9)
+    right_axis.set(ylim=(0, 1.2), ylabel="share of a stage's verdicts", title="What its reviewers say")
+    right_axis.legend(ncols=3, loc="upper right")
     tidy(left, right_axis)
     figure.suptitle(f"Reviewing itself: {result['model']}")
     return figure

@@ -2,9 +2,9 @@
 
 SmolLM2-135M-Instruct (4-bit weights, dequantised), adapters of rank 16 on all projections, products as chat and raw.
 From 109 questions that are not measured on: SFT-Sharpening on the best of 16 own responses by log-probability,
-regression-form DPO on 8 pairs a question, XPO for three rounds, and GRPO, which alone is told what is right. Before and
-after, on 100 other questions: accuracy of one response at temperature 1 and greedily, log-probability of the responses
-under the base, pass@k. Settings were fixed before anything was trained; there is one seed.
+regression-form DPO once over 4 pairs a question, XPO for three rounds, and GRPO, which alone is told what is right.
+Before and after, on 100 other questions: accuracy of one response at temperature 1 and greedily, log-probability of the
+responses under the base, pass@k. Settings were fixed before anything was trained; there is one seed.
 """
 
 import copy
