@@ -19,7 +19,7 @@ help:  ## list the targets
 
 .venv/ready: pyproject.toml constraints.txt
 	python3 -m venv .venv
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,eval,real]'
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test,real]'
 	@touch $@
 
 setup: $(READY)  ## make .venv with everything that the other targets need

@@ -29,7 +29,8 @@ from toy.smollm2 import SMOLLM2, SOURCE
 
 DEPENDS = (
     "reference/interface.py", "reference/sampling.py", "reference/randomness.py", "reference/engine",
-    "reference/transformer.py", "toy/questions.py", "toy/smollm2.py", "figures/_real.py",
+    "reference/transformer.py", "reference/evaluation/answers.py", "toy/questions.py", "toy/smollm2.py",
+    "figures/_real.py",
 )  # fmt: skip
 KEPT = Path(__file__).resolve().parent.parent / "runs" / "real"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,18 +127,21 @@ class Asked:
                 self.speaker.model, self.prompts, *args, stop_ids=self.stop_ids, seed=SEED, slots=SLOTS,
                 keys=[question.id for question in self.questions], **settings,
             )  # fmt: skip
-            rows = [self.rows(question, own, cost.decoded_tokens, cost.sequential_tokens, ids)
-                    for question, own, cost in zip(self.questions, drawn.samples, drawn.costs)]  # fmt: skip
+            rows = [self.rows(own, cost.decoded_tokens, cost.sequential_tokens, ids)
+                    for own, cost in zip(drawn.samples, drawn.costs)]  # fmt: skip
             save(path, begin, identity=identity, rows=rows)
-        return load(path)["rows"]
+        rows = load(path)["rows"]
+        for question, own in zip(self.questions, rows):
+            for one in own:  # the answer is read anew: the same responses, whatever a reader learns to read
+                one["answer"] = Q.read(question, one["text"])
+                one["right"] = one["answer"] == question.answer
+        return rows
 
-    def rows(self, question: Q.Question, own: Any, decoded: int, sequential: int, ids: bool) -> list[dict]:
+    def rows(self, own: Any, decoded: int, sequential: int, ids: bool) -> list[dict]:
         found = []
         for one in own:
-            text = self.speaker.tokenizer.decode(one.tokens)
-            answer = Q.read(question, text)
-            found.append({"text": text, "tokens": len(one.tokens), "logp": round(float(one.logp.double().sum()), 5),
-                          "finished": one.finished, "answer": answer, "right": answer == question.answer,
+            found.append({"text": self.speaker.tokenizer.decode(one.tokens), "tokens": len(one.tokens),
+                          "logp": round(float(one.logp.double().sum()), 5), "finished": one.finished,
                           "decoded": decoded / len(own), "sequential": sequential})  # fmt: skip
             if ids:
                 found[-1]["ids"] = one.tokens.tolist()

@@ -20,7 +20,7 @@ import numpy as np
 from figures import _real as R
 from figures._style import BY_METHOD, LIGHT, RIGHT, WRONG, tidy
 from reference.cascade import CascadeConfig
-from reference.evaluation.graders import number_in
+from reference.evaluation.answers import number_of
 from reference.evaluation.statistics import accuracy
 from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.self_reward import majority_vote
@@ -63,7 +63,7 @@ def plain(speaker: TextModel) -> TextModel:
     def author(question: str) -> list[int]:
         return speaker.tokenizer.chat_prompt([{"role": "user", "content": question}])
 
-    roles = {**speaker.templates.roles, "author": Role(author, number_in)}
+    roles = {**speaker.templates.roles, "author": Role(author, number_of)}
     return replace(speaker, templates=replace(speaker.templates, roles=roles))
 
 

@@ -98,6 +98,7 @@ class Verification:
     votes: Tensor  # int8 [questions, n, stages, v]: 1 yes, 0 no, UNASKED
     calls: Tensor  # int64 [questions, n, stages]: prompts asked
     tokens: Tensor  # int64 [questions, n, stages]: theirs and their replies'
+    unread: Tensor  # int64 [questions, n, stages]: votes of which nobody knows what they say: dissents
     costs: list[Cost]  # per question
 
     def passed(self, votes: int | None = None, policy: str | None = None) -> Tensor:
@@ -182,21 +183,22 @@ def verify(
     n, v, need = len(solutions[0]), config.votes, needed(config.votes, config.policy)
     static = torch.tensor([[static_check(speaker, text, config.thinking) for text in own] for own in solutions])
     votes = torch.full((len(questions), n, len(stages), v), UNASKED, dtype=torch.int8)
-    calls, tokens = torch.zeros((2, *votes.shape[:3]), dtype=torch.int64)
+    calls, tokens, unread = torch.zeros((3, *votes.shape[:3]), dtype=torch.int64)
     left = static.clone()
     for s, name in enumerate(stages):
         for j in range(v):
-            cast = votes[:, :, s]
-            decided = ((cast == 1).sum(-1) >= need) | ((cast == 0).sum(-1) > v - need)
+            said = votes[:, :, s]
+            decided = ((said == 1).sum(-1) >= need) | ((said == 0).sum(-1) > v - need)
             cases = (left & ~decided if config.exit == "vote" else left).nonzero()
             i, c = cases.T
-            verdicts, asked, spent = judge.vote(name, [(a, b) for a, b in cases.tolist()], j)
-            votes[i, c, s, j] = torch.tensor(verdicts, dtype=torch.int8)
-            calls[i, c, s] += torch.tensor(asked, dtype=torch.int64)
-            tokens[i, c, s] += torch.tensor(spent, dtype=torch.int64)
+            cast = judge.vote(name, [(a, b) for a, b in cases.tolist()], j)
+            votes[i, c, s, j] = torch.tensor([verdict is True for verdict in cast.verdicts], dtype=torch.int8)
+            for counts, own in ((calls, cast.calls), (tokens, cast.tokens)):
+                counts[i, c, s] += torch.tensor(own, dtype=torch.int64)
+            unread[i, c, s] += torch.tensor([verdict is None for verdict in cast.verdicts], dtype=torch.int64)
         if config.exit != "none":
             left &= (votes[:, :, s] == 1).sum(-1) >= need
-    return Verification(stages, config.policy, static, votes, calls, tokens, judge.costs)
+    return Verification(stages, config.policy, static, votes, calls, tokens, unread, judge.costs)
 
 
 def static_check(speaker: TextModel, text: str, thinking: bool = False) -> bool:
@@ -205,6 +207,14 @@ def static_check(speaker: TextModel, text: str, thinking: bool = False) -> bool:
     if not mark and (thinking or "<think>" in text):
         return False
     return speaker.parse("author", solution) is not None
+
+
+class Cast(NamedTuple):
+    """A vote on each of several cases."""
+
+    verdicts: list[bool | None]  # None: nobody knows what the reply says
+    calls: list[int]  # prompts asked
+    tokens: list[int]  # theirs and their replies'
 
 
 class Judge:
@@ -236,8 +246,8 @@ class Judge:
         }
         self.settings |= settings
 
-    def vote(self, name: str, cases: Sequence[Case], *label: int) -> tuple[list[bool], list[int], list[int]]:
-        """The stage's verdict on each case; label: which vote this is. Also prompts asked, and their tokens."""
+    def vote(self, name: str, cases: Sequence[Case], *label: int) -> Cast:
+        """The stage's verdict on each case; label: which vote this is."""
         stage = self.speaker.templates.stage(name)
         calls, tokens = [0] * len(cases), [0] * len(cases)
 
@@ -264,4 +274,4 @@ class Judge:
             return heard
 
         verdicts = stage.judge([(self.questions[i], self.solutions[i][c]) for i, c in cases], ask)
-        return list(map(bool, verdicts)), calls, tokens
+        return Cast([None if verdict is None else bool(verdict) for verdict in verdicts], calls, tokens)

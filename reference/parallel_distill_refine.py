@@ -236,5 +236,5 @@ def count_verdicts(ledger: Ledger, drafts: Drafts, branches: int, config: PDRCon
     held = [
         ledger.hold(name, stage, candidates, max_new_tokens=config.max_new_tokens) for name, stage in stages.items()
     ]
-    passed = [[float(sum(votes)) for votes in zip(*own)] for own in zip(*held)]  # [problem][branch and draft]
+    passed = [[float(votes.count(True)) for votes in zip(*own)] for own in zip(*held)]  # [problem][branch and draft]
     return [[own[b * m : (b + 1) * m] for b in range(branches)] for own in passed]

@@ -271,12 +271,13 @@ def joined(blocks: Sequence[Candidates]) -> Candidates:
     """The blocks' questions, one after another."""
     samples = [[tensor.cpu() for tensor in block.samples.tensors()] for block in blocks]
     records = [block.verification for block in blocks]
-    static, votes, calls, tokens = (
-        torch.cat([getattr(record, name) for record in records]) for name in ("static", "votes", "calls", "tokens")
+    static, votes, calls, tokens, unread = (
+        torch.cat([getattr(record, name) for record in records])
+        for name in ("static", "votes", "calls", "tokens", "unread")
     )
     costs = [cost for record in records for cost in record.costs]
     return Candidates(
         Samples(*map(torch.cat, zip(*samples))), [own for block in blocks for own in block.texts],
-        Verification(records[0].stages, records[0].policy, static, votes, calls, tokens, costs),
+        Verification(records[0].stages, records[0].policy, static, votes, calls, tokens, unread, costs),
         [call for block in blocks for call in block.transcripts], [cost for block in blocks for cost in block.costs],
     )  # fmt: skip

@@ -40,7 +40,7 @@ def vote(name: str) -> Validator:
     """One vote of a stage of the templates."""
 
     def validate(judge: Judge, cases: Sequence[Case], *label: int) -> list[bool]:
-        return judge.vote(name, cases, *label)[0]
+        return [verdict is True for verdict in judge.vote(name, cases, *label).verdicts]
 
     return validate
 

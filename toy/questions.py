@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from reference.evaluation.graders import as_number, number_in
+from reference.evaluation.answers import as_number, value_in
 from reference.text.text_model import TextModel
 
 FORMS = ("chat", "raw")
@@ -176,8 +176,8 @@ def read(question: Question, text: str) -> str | None:
     if question.family == "letters":
         alone = re.findall(r"[\"'“‘]([A-Za-z])[.,]?[\"'”’]", text) or re.findall(r"\b(?!I\b|a \w)([A-Za-z])\b", text)
         return alone[-1].lower() if alone else None
-    answer = number_in(text)
-    return None if answer is None or as_number(answer) is None else f"{as_number(answer):g}"
+    number = as_number(value_in(text, -1) or "")
+    return None if number is None else f"{float(number):g}"
 
 
 def right(question: Question, text: str) -> bool:

@@ -273,12 +273,14 @@ def records(asked: Asked, answers: Answers) -> list[dict[str, Any]]:
                          for i in range(answers.samples.lengths.numel())]  # fmt: skip
     n = len(answers_by_prompt) // P  # a method that was asked n times about each question has n · P prompts
     found = []
+    opens = asked.input.raw or bool(asked.speaker.tokenizer.chat_templates)
     for i, (question, key) in enumerate(zip(asked.questions, asked.keys)):
+        opening = asked.speaker.opening(asked.prompts[i]) if opens else ""
         own = slice(i * n, (i + 1) * n)
         costs = answers.costs[i * len(answers.costs) // P : (i + 1) * len(answers.costs) // P]
         responses = [
             {
-                "text": asked.speaker.tokenizer.decode(sample.tokens), "finished": sample.finished,
+                "text": opening + asked.speaker.tokenizer.decode(sample.tokens), "finished": sample.finished,
                 "tokens": sample.tokens.tolist(), "logp": [round(x, 6) for x in sample.logp.tolist()],
                 "logq": [round(x, 6) for x in sample.logq.tolist()],
             }

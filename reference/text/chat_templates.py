@@ -11,7 +11,7 @@ Stages (2605.26132, after 2508.17580), in the order of the cascade:
     correct    work out a solution of your own first; is this one complete and right?
 
 Drafts, candidates and replies are shown to others without their thinking, which ends at "</think>". Of a judge's reply
-the last verdict counts, [[Y]] or [[N]], else the last Y or N that stands alone, else the last YES or NO; a reply
+the last [[Y]] or [[N]] counts, else "verdict: no" and the like, else a last line or a first word that is one; a reply
 without one is a dissent, and so is a candidate whose question nobody can infer.
 """
 
@@ -74,6 +74,13 @@ CORRECT = (
     "End with {verdict}."
 )
 VERDICT = "[[Y]] for yes or [[N]] for no"
+YES_NO = r"(y(?:es)?|no?)(?![\w'’])"
+VERDICTS = [  # how it may be said; of the first form that there is, the last
+    re.compile(r"\[\[\s*(y(?:es)?|no?)\s*\]\]", re.IGNORECASE),
+    re.compile(rf"\b(?:verdict|answer|decision)(?:\s+is|\s*:)\W{{0,4}}{YES_NO}(?=\s*(?:[.,;!*]|\Z|\n))", re.IGNORECASE),
+    re.compile(rf"\A\W*{YES_NO}\W*\Z", re.IGNORECASE),  # nothing else
+    re.compile(r"\A\W*(yes|no)(?=\s*[.,;:!])(?!.*\b(?:yes|no|y|n)\b)", re.IGNORECASE | re.DOTALL),
+]
 
 
 def chat_templates(tokenizer: Tokenizer) -> Templates:
@@ -117,8 +124,8 @@ def chat_templates(tokenizer: Tokenizer) -> Templates:
 
         return Stage((turn,), last_reply)
 
-    def last_reply(question: str, candidate: str, replies: Replies) -> bool:
-        return bool(replies[-1]) and read_verdict(replies[-1][0]) is True
+    def last_reply(question: str, candidate: str, replies: Replies) -> bool | None:
+        return read_verdict(replies[-1][0]) if replies[-1] else None
 
     return Templates(
         "chat",
@@ -148,11 +155,12 @@ def chat_analyst(tokenizer: Tokenizer) -> Stage:
 
 
 def read_verdict(text: str) -> bool | None:
-    """The last verdict after the thinking: True for yes, False for no; None if there is none that can be read."""
+    """What a reply says after its thinking: True for yes, False for no; None if that is not unmistakable."""
     said = solution(text)
-    for form in (r"\[\[\s*([YN])\s*\]\]", r"(?<![\w'’])([YN])(?![\w'’])", r"\b(YES|NO)\b"):
-        if found := re.findall(form, said):
-            return found[-1][0] == "Y"
+    last = said.rpartition("\n")[2]
+    for form, where in zip(VERDICTS, (said, said, last, said)):
+        if found := form.findall(where):
+            return found[-1][0] in "yY"
     return None
 
 

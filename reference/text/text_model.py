@@ -55,7 +55,7 @@ class Stage:
     """One way of verifying a candidate, in turns that may build on the replies so far."""
 
     turns: tuple[Turn, ...]
-    verdict: Callable[[str, str, Replies], Any]  # a bool; a reply that cannot be read is a rejection
+    verdict: Callable[[str, str, Replies], Any]  # a bool, or None: it cannot be read, which is a rejection
 
     def judge(self, cases: Sequence[tuple[str, str]], ask: Ask) -> list[Any]:
         """The verdict on each (question, candidate), whose turns are asked side by side: ask(turn, prompts[case]) gives
@@ -160,7 +160,13 @@ class TextModel:
         settings: those of `sampling.generate` (max_new_tokens, temperature, samples_per_prompt, seed, ...).
         """
         generation = sampling.generate(self.model, prompts, **{"stop_ids": self.stop_ids, **settings})
-        return self.texts(generation.samples), generation
+        texts = self.texts(generation.samples)
+        return [[self.opening(prompt) + text for text in own] for prompt, own in zip(prompts, texts)], generation
+
+    def opening(self, prompt: Sequence[int]) -> str:
+        """What of its response a prompt has said already: "<think>", where the template opens the thinking."""
+        tail = self.tokenizer.decode(list(prompt)[-8:], skip_special_tokens=False)
+        return "<think>" if tail.rstrip().endswith("<think>") else ""
 
     def ask(
         self, role: str, fields: Sequence[Mapping[str, Any]], **settings: Any

@@ -246,8 +246,12 @@ def test_the_static_check():
     [
         ("It holds. [[Y]]", True), ("[[Y]] no, wait: [[N]]", False), ("<think>[[Y]]</think> [[N]]", False),
         ("<think>[[Y]]", None), ("[[Y]]</think>", None), ("Verdict: N", False), ("YES", True), ("no doubt", None),
-        ("it is YES, no doubt", True), ("X or Y? N", False), ("", None), ("[[ Y ]]", True), ("[[M]]", None),
-        ("[[N]] as in Y", False), ("NOTHING. NO", False),
+        ("it is YES, no doubt", None), ("X or Y? N", None), ("", None), ("[[ Y ]]", True), ("[[M]]", None),
+        ("[[N]] as in Y", False), ("NOTHING. NO", None), ("[[N/Y]]", None), ("NO. Option Y is wrong", None),
+        ("[[Yes]]", True), ("[[no]]", False), ("verdict: yes", True), ("The verdict is **No**.", False),
+        ("So,\nYes.", True), ("No, there is an error.", False), ("Yes, but no", None), ("The answer is y = 5", None),
+        ("verdict: yes/no", None),
+        ("Verdict: Y or N", None), ("The answer is no more than 5.", None), ("The answer is correct.", None),
     ],
 )  # fmt: skip
 def test_the_last_verdict_after_the_thinking_counts(text, verdict):

@@ -15,8 +15,9 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from reference.evaluation.answers import number_of, same_number, same_text
 from reference.evaluation.evaluate import evaluate
-from reference.evaluation.graders import equal, extract, make_grader
+from reference.evaluation.graders import make_grader
 from reference.evaluation.results import Results, merge, report
 from reference.evaluation.statistics import accuracy, pass_at_k
 from reference.evaluation.tasks import Task, parse_shard
@@ -56,13 +57,14 @@ def test_shares_get_an_interval_of_their_mean():
 
 
 def test_answers_are_found_and_compared():
-    assert extract(r"so 4, no: \boxed{\frac{1}{2}}") == r"\frac{1}{2}"
-    assert extract("first 3 and then -1,234.5.") == "-1,234.5"
-    assert extract("none") is None
-    for given, answer in (("1,000", "1000.0"), ("1/2", "0.5"), (" $x + 1$ ", "X+1."), ("-3", "-3.0")):
-        assert equal(given, answer)
-    for given, answer in ((None, "1"), ("12", "1.2"), ("x", "y"), ("1/0", "1"), ("", "0")):
-        assert not equal(given, answer)
+    assert number_of(r"so 4, no: \boxed{\frac{1}{2}}") == r"\frac{1}{2}"
+    assert number_of("first 3 and then -1,234.5.") == "-1,234.5"
+    assert number_of("none") is None
+    assert same_text(" $x + 1$ ", "X+1.") and not same_text("x", "y") and not same_text(None, "None")
+    for given, answer in (("1,000", "1000.0"), ("1/2", "0.5"), ("-3", "-3.0")):
+        assert same_number(given, answer)
+    for given, answer in ((None, "1"), ("12", "1.2"), ("1/0", "1"), ("", "0")):
+        assert not same_number(given, answer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Graders: what is read from a response, and whether it is right."""
 
+import json
 import os
 import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -14,62 +14,34 @@ from reference.evaluation.code_grader import CodeLimits, confinement, find_progr
 from reference.evaluation.graders import GRADERS, Verdict, make_grader
 from reference.evaluation.tasks import Problem
 
-CASES = {  # grader -> (true answer, response, right, as it was read)
-    "exact": [
-        ("Paris", "It is Paris, so\nThe answer is:  paris.", True, "paris."),
-        ("Paris", r"The answer is London. No: \boxed{Paris}", True, "Paris"),
-        ("Paris", "London\nParis\n", True, "Paris"),
-        ("Paris", "Paris or London", False, "Paris or London"),
-        ("Paris", " \n", False, None),
-        ("6", "+ 3 1 x 6 6 = 6 .", True, "6"),  # a number: as numeric
-    ],
-    "numeric": [
-        ("1000", "so 1,000.0 of them", True, "1,000.0"),
-        ("0.5", r"\boxed{\frac{1}{2}}", True, "1/2"),
-        ("5", r"\boxed{x = 5} and 7 others", True, "5"),
-        ("12", "3 + 9 = 12\n#### 12\n", True, "12"),
-        ("12", "#### 12 apples of 13\n", False, "13"),
-        ("12", "twelve", False, None),
-        ("12", r"\boxed{n} of 12", False, None),  # a box without a number is not looked past
-    ],
-    "choice": [
-        ("C", r"\boxed{C}", True, "C"),
-        ("C", r"\boxed{\text{(C)}}", True, "C"),
-        ("C", r"\boxed{\textbf{C. } 5}", True, "C"),
-        ("C", "The answer is B? No, the answer is (C).", True, "C"),
-        ("C", "**Answer:** C", True, "C"),
-        ("C", r"\boxed{B}", False, "B"),
-        ("C", "A clever question. The answer is a cat", False, None),
-        ("C", "Cats", False, None),
-    ],
-    "math": [
-        (r"\frac{1}{2}", r"thus \boxed{0.5}", True, "0.5"),
-        ("(3, \\frac{\\pi}{2})", r"\boxed{\left( 3, \frac{\pi}{2} \right)}", True, r"\left( 3, \frac{\pi}{2} \right)"),
-        ("x^2+2x+1", r"\boxed{(x+1)^2}", True, "(x+1)^2"),
-        (r"2\sqrt{3}", r"\boxed{\sqrt{12}}", True, r"\sqrt{12}"),
-        (r"\{1, 2\}", r"\boxed{\{2, 1\}}", True, r"\{2, 1\}"),
-        (r"\text{Evelyn}", r"\boxed{\text{Evelyn}}", True, r"\text{Evelyn}"),
-        ("2", r"\boxed{3}", False, "3"),
-        ("2", "I give up", False, None),
-    ],
-}  # fmt: skip
+CASES = [json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["exact", "numeric", "choice", "math"])
 def test_answers_are_read_and_compared(name):
-    if name == "math":
-        pytest.importorskip("math_verify", reason="the extra [eval] is not installed")
     grade = make_grader(name)
-    for answer, text, right, read in CASES[name]:
-        assert grade(Problem(0, "?", answer), text) == Verdict(right, read), text
+    cases = [case for case in CASES if case["grader"] == name]
+    assert len(cases) > 10
+    for case in cases:
+        assert grade(Problem(0, "?", case["answer"]), case["text"]) == Verdict(case["right"], case["read"]), case
 
 
-def test_bad_graders_are_refused(monkeypatch):
+@pytest.mark.parametrize("text", [
+    "The answer is " * 16_000, "\\" * 80_000, "1" * 80_000, "$" * 80_000, "-" * 80_000, "\\boxed{" * 20_000,
+    "####" * 20_000,
+    "$a" * 40_000, "$\\frac" * 20_000, "1,2" * 30_000, "answer: A" * 20_000, "\\(" * 40_000, "<think>" * 20_000,
+    "\\boxed{" + "((" * 400 + "}", "\\boxed{" + "x^" * 400 + "}", "\\boxed{9^{9^{9^{9^{9^9}}}}}",
+])  # fmt: skip
+def test_hostile_texts_take_seconds_at_most(text):
+    begin = time.process_time()
+    for name, answer in (("exact", "x y"), ("numeric", "7"), ("choice", "A"), ("math", "7")):
+        assert not make_grader(name)(Problem(1, "q", answer), text).right or "A" in text
+    assert time.process_time() - begin < 8
+
+
+def test_bad_graders_are_refused():
     with pytest.raises(ValueError, match=f"grader is 'x'.*{', '.join(GRADERS)}"):
         make_grader("x")
-    monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(ValueError, match=r"math-verify; pip install 'sharpening\[eval\]'"):
-        make_grader("math")
     with pytest.raises(ValueError, match=r"--allow-code-execution.*no security boundary"):
         make_grader("code")
     with pytest.raises(ValueError, match="'two' is no number"):
