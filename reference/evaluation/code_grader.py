@@ -8,6 +8,8 @@ ever, eats memory, forks, or fills a file ends, and is wrong. Code that means ha
     where Linux's  the network (a namespace with no device, not even a loopback), and processes that outlive the program
     unshare works  (a namespace of processes, which ends as one); elsewhere only its process group is killed
     as root        it becomes a user who owns nothing, if that user can read Python's files; else root with no privilege
+                   and with none that it could gain
+    its verdict    tests run in another process than the program (`code_runner.py`), which cannot say that it is right
     not prevented  reading what the user can read, writing outside the folder where the user can write, many small files
 
 `confinement()` says which of these hold here.
@@ -15,9 +17,12 @@ ever, eats memory, forks, or fills a file ends, and is wrong. Code that means ha
 
 from __future__ import annotations
 
+import ast
+import ctypes
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -29,8 +34,12 @@ from functools import cache
 from pathlib import Path
 
 WARNING = "it runs the model's programs on this machine, within limits that are no security boundary"
+PREFIX = "sharpen-code-"  # of temporary folders; the process's number follows
+LONGEST = 100_000  # characters of a program
 ENDS = re.compile(r"\n(?=(?:class|def|if|print|assert|import|from|@|#|```))")  # where a completed function is over
-BLOCK = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+BLOCK = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+BEGINS = re.compile(r"(?:def|class)\s+\w+|import\s+[\w., ]+$|from\s+[\w.]+\s+import\b|@\w")  # a statement of a program
+DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign)
 
 
 @dataclass(frozen=True)
@@ -56,89 +65,135 @@ class Outcome:
 def find_program(text: str, begin: str = "") -> str | None:
     """The program of a response; None if there is none.
 
-    It is the last code block that defines `begin`'s last function (with what `begin` has before that: imports), else
-    the last code block, else the text, as what goes on with `begin`.
+    It is the last code block that defines `begin`'s last function, with what `begin` and earlier blocks have that it
+    needs: imports, helpers; else the last code block, as what goes on with `begin`. Without blocks it is the function
+    where the text defines it, else the text, as what goes on with `begin`.
     """
     blocks = [block for block in BLOCK.findall(text) if block.strip()]
     for function in [*re.finditer(r"^def +(\w+)", begin, re.MULTILINE)][-1:]:
-        whole = [block for block in blocks if re.search(rf"^def +{function[1]}\b", block, re.MULTILINE)]
+        define = re.compile(rf"^def +{function[1]}\b", re.MULTILINE)
+        whole = [i for i, block in enumerate(blocks) if define.search(block)]
         if whole:
-            return begin[: function.start()] + whole[-1]
+            return begin[: function.start()] + with_helpers(blocks[: whole[-1] + 1])
+        if not blocks and define.search(text):
+            return begin[: function.start()] + in_prose(text)
+    if blocks and not begin:
+        return with_helpers(blocks)
     if blocks:
         return begin + blocks[-1]
     return begin + ENDS.split(text)[0] + "\n" if begin and text.strip() else None
 
 
-# Runs in the new process. What is said on `pipe` is the verdict; a program that leaves early says nothing.
-LAUNCHER = """
-import ctypes, json, os, resource, sys
-pipe, uid, readable, limits, path = json.loads(sys.argv[1])
-if uid is not None:
-    os.setgroups([])
-    if readable:
-        os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
-    else:  # processes are counted by the real user; Python's files are the effective one's
-        os.setresuid(uid, 0, 0)
-        none = (ctypes.c_uint32 * 6)()
-        if ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), none): raise OSError('capset')
-for name, most in limits.items():
-    resource.setrlimit(getattr(resource, name), (most, most))
-me, why = os.getpid(), ''
-try:
-    with open(path, encoding='utf-8') as file: source = file.read()
-    exec(compile(source, 'program', 'exec'), {'__name__': '__main__'})
-except BaseException as error:
-    why = (type(error).__name__ + ': ' + str(error))[:200]
-if os.getpid() == me:
-    os.write(pipe, json.dumps([not why, why]).encode())
-    os._exit(0)
-"""
+def with_helpers(blocks: list[str]) -> str:
+    """The last block, behind what the others define if it uses a name of theirs."""
+    *others, last = blocks
+    used = {node.id for node in ast.walk(parsed(last)) if isinstance(node, ast.Name)}
+    own = {name for node in parsed(last).body for name in names_of(node)}
+    helpers = [node for block in others for node in parsed(block).body if isinstance(node, DEFINES)]
+    if not any(name in used - own for node in helpers for name in names_of(node)):
+        return last
+    return "\n".join([*map(ast.unparse, helpers), last])
 
 
-def run_program(source: str, limits: CodeLimits | None = None) -> Outcome:
-    """Right if the program, which ends with its tests, comes to its end without an exception."""
+def parsed(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.Module([], [])
+
+
+def names_of(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [(each.asname or each.name).partition(".")[0] for each in node.names]
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return [node.name] if isinstance(node, DEFINES[:3]) else []
+
+
+def in_prose(text: str) -> str:
+    """The lines of code in a text without fences: those that begin a statement, and what is indented below them."""
+    kept, inside = [], False
+    for line in text.splitlines():
+        if line.strip() and not line[0].isspace():
+            inside = BEGINS.match(line) is not None
+        if inside:
+            kept.append(line)
+    return "\n".join(kept) + "\n"
+
+
+RUNNER = Path(__file__).with_name("code_runner.py")
+
+
+def run_program(source: str, limits: CodeLimits | None = None, tests: str = "") -> Outcome:
+    """Right if the program, and then its tests, which call what it defines, come to their ends without an exception."""
     limits = limits or CodeLimits()
+    if len(source) > LONGEST:
+        return Outcome(False, f"the program has {len(source):,} characters; at most {LONGEST:,} are run")
     root = os.name == "posix" and os.geteuid() == 0
     uid = 60_000 + os.getpid() % 5_000 if root else None  # a number for each run: processes are counted for each user
     prefix, _ = namespaces()
-    count = limits.processes + (0 if root or "--user" in prefix else threads_of_user())
+    count = limits.processes + 1 + (0 if root or "--user" in prefix else threads_of_user())
     most = {"RLIMIT_AS": limits.memory, "RLIMIT_NPROC": count, "RLIMIT_FSIZE": limits.file_size, "RLIMIT_CORE": 0,
             "RLIMIT_NOFILE": 64, "RLIMIT_CPU": int(-(-limits.seconds // 1)) + 1}  # fmt: skip
-    folder = Path(tempfile.mkdtemp(prefix="sharpen-code-"))
+    sweep()
+    secret, folder = secrets.token_hex(16), Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    source = source.encode(errors="replace").decode()
+    told = json.dumps({"uid": uid, "readable": readable_by_all(), "limits": most, "source": source}).encode()
+    asked = json.dumps({"secret": secret, "tests": tests}).encode()
     ours, theirs = os.pipe()
     process = None
     try:
         work = folder / "work"
         work.mkdir()
         work.chmod(0o777)
-        (folder / "program.py").write_text(source, encoding="utf-8", errors="replace")
         folder.chmod(0o711)
-        told = json.dumps([theirs, uid, readable_by_all(), most, str(folder / "program.py")])
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-I", "-c", LAUNCHER, told],
+            [*prefix, sys.executable, "-I", "-c", RUNNER.read_text(), str(theirs), str(len(told)), str(len(asked))],
             cwd=work, env={"PATH": "/usr/bin:/bin", "HOME": str(work), "TMPDIR": str(work), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            pass_fds=[theirs], start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            pass_fds=[theirs], start_new_session=True, preexec_fn=die_with_us,
         )  # fmt: skip
         os.close(theirs)
         theirs = -1
         try:
-            process.wait(limits.seconds)
+            process.communicate(told + asked, limits.seconds)
         except subprocess.TimeoutExpired:
             return Outcome(False, f"still running after {limits.seconds:g} s")
         os.set_blocking(ours, False)
         try:
-            right, why = json.loads(os.read(ours, 4096))
+            said, why = json.loads(os.read(ours, 4096))
         except (ValueError, TypeError, BlockingIOError):
             return Outcome(False, f"left before its tests had ended (exit status {process.returncode})")
-        return Outcome(right is True, str(why))
+        return Outcome(said == secret and not why, str(why))
     finally:
         if process is not None:
             kill_group(process)
         for end in (ours, theirs):
             if end >= 0:
                 os.close(end)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
+
+
+def die_with_us() -> None:
+    """In the new process: it ends when this one does."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def remove(folder: Path) -> None:
+    """However deep its folders are."""
+    with suppress(OSError, RecursionError):
+        shutil.rmtree(folder)
+    if folder.exists():
+        subprocess.run(["rm", "-rf", str(folder)], check=False, capture_output=True)
+
+
+@cache
+def sweep() -> None:
+    """Remove what runs that were killed have left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            remove(folder)
 
 
 def kill_group(process: subprocess.Popen) -> None:
@@ -181,4 +236,7 @@ def threads_of_user() -> int:
 
 def confinement() -> str:
     """What holds on this machine, in one line."""
-    return f"time, memory, processes and file sizes are limited; {namespaces()[1]}; {WARNING}"
+    root = os.name == "posix" and os.geteuid() == 0
+    who = "a user who owns nothing" if readable_by_all() else "root without privileges, which it cannot regain"
+    limits = "time, memory, processes and file sizes are limited"
+    return f"{limits}; {namespaces()[1]}; {f'it runs as {who}; ' if root else ''}{WARNING}"

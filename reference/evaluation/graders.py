@@ -75,8 +75,8 @@ def mathematics(problem: Problem, text: str) -> Verdict:
 
 def code(limits: CodeLimits | None) -> Grader:
     def grade(problem: Problem, text: str) -> Verdict:
-        program = find_program(text, problem.begin)
-        return Verdict(program is not None and run_program(f"{program}\n\n{problem.answer}", limits).right, program)
+        program = find_program(after_thinking(text) or "", problem.begin)
+        return Verdict(program is not None and run_program(program, limits, problem.answer).right, program)
 
     return grade
 

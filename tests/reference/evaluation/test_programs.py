@@ -1,0 +1,107 @@
+"""Programs in responses: how they are found, that their tests judge them, and that they cannot judge themselves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from reference.evaluation import code_grader
+from reference.evaluation.code_grader import CodeLimits, confinement, run_program
+from reference.evaluation.graders import make_grader
+from reference.evaluation.tasks import Problem
+from tests.conftest import ROOT
+
+BEGIN = "def add(a, b):\n    '''Sum.'''\n"
+TESTS = "def check(f):\n    assert f(1, 2) == 3\n    assert f(-1, 1) == 0\n\ncheck(add)\n"
+LIMITS = CodeLimits(seconds=4)
+RESPONSES = {
+    case["name"]: case
+    for case in map(json.loads, Path(__file__).with_name("programs.jsonl").read_text().splitlines())
+}
+CALLS = [
+("import math\nfrom typing import List\ndef f(xs: List[int]): xs.sort(); return xs","a=[3,1]; b=f(a); assert a==[1,3] and b==[1,3]; assert math.isclose(1,1)"),
+ ("def g(n):\n    for i in range(n): yield i","assert list(g(3))==[0,1,2]"),
+ ("class S:\n    def m(self,x): return x*2\n    v=3","s=S(); assert s.m(4)==8; assert s.v==3; assert S().m('a')=='aa'"),
+ ("def f(x):\n    if x<0: raise ValueError('neg')\n    return {1:(x,{2.5}),'k':None}","assert f(1)=={1:(1,{2.5}),'k':None}\ntry:\n    f(-1)\nexcept ValueError as e: assert 'neg' in str(e)\nelse: assert False"),
+ ("def f(): return float('nan'), float('inf'), 10**400, b'x', 2j, True","a=f(); assert a[0]!=a[0] and a[1]==float('inf') and a[2]==10**400 and a[3:]==(b'x',2j,True)"),
+ ("from collections import Counter, deque\ndef f(s): return Counter(s)\ndef h(): return deque([1,2])","assert f('aab')=={'a':2,'b':1}; assert list(h())==[1,2]"),
+ ("def ap(f,x): return f(x)\ndef inc(x): return x+1","assert ap(inc,2)==3"),
+ ("x=[1,2]\nname='n'","assert x==[1,2] and name=='n'"),
+ ("from fractions import Fraction\ndef f(): return Fraction(1,2)","assert str(f())=='1/2'")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_a_program_is_found_and_judged(name):
+    case = RESPONSES[name]
+    assert make_grader("code", True, LIMITS)(Problem(1, "", TESTS, BEGIN), case["text"]).right == case["right"]
+
+
+@pytest.mark.parametrize(("source", "tests"), CALLS)
+def test_tests_may_call_whatever_a_program_defines(source, tests):
+    assert run_program(source, LIMITS, tests).right
+    assert not run_program(source, LIMITS, tests + "\nassert False").right
+
+
+FORGERIES = [name for name, case in RESPONSES.items() if not case["right"]]
+    name for name in RESPONSES if name not in ("blank fence", "prose", "prose imports", "main", "helper", "right")
+]
+
+
+@pytest.mark.parametrize("confined", ["no namespaces", "root without privileges"])
+def test_no_verdict_is_forged_where_there_is_less_confinement(confined, monkeypatch):
+    if confined == "no namespaces":
+        monkeypatch.setattr(code_grader, "namespaces", lambda: ((), "the network is open"))
+    else:
+        monkeypatch.setattr(code_grader, "readable_by_all", lambda: False)
+    for name in FORGERIES:
+        test_a_program_is_found_and_judged(name)
+
+
+def test_a_program_that_is_too_long_is_not_run():
+    outcome = run_program("x" * 200_000)
+    assert not outcome.right and outcome.why == "the program has 200,000 characters; at most 100,000 are run"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to lose")
+def test_root_loses_its_privileges_for_good(monkeypatch):
+    monkeypatch.setattr(code_grader, "readable_by_all", lambda: False)
+    source = """
+import subprocess, sys
+code = "print(open('/proc/self/status').read())"
+status = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+assert int(lines["CapEff"], 16) == int(lines["CapBnd"], 16) == 0 and int(lines["NoNewPrivs"]) == 1, lines
+"""
+    assert run_program(source, CodeLimits(seconds=10)).right
+    assert "cannot regain" in confinement()
+
+
+def test_a_program_ends_with_the_evaluation_and_its_folder_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    mark = f"mark_{time.time_ns()}"
+    code = (
+        f"from reference.evaluation.code_grader import *; run_program('{mark} = 1\\nwhile True: pass', CodeLimits(60))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    for _ in range(200):
+        if any(tmp_path.glob("sharpen-code-*/work")):
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)
+    listed = subprocess.run(["ps", "axww", "-o", "pid,args"], capture_output=True, text=True, check=True).stdout
+    assert "code_runner" not in listed and str(tmp_path) not in listed
+    assert not [line for line in listed.splitlines() if "PR_SET_PDEATHSIG" in line]
+    assert any(tmp_path.glob("sharpen-code-*"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    code_grader.sweep.cache_clear()
+    assert run_program("", LIMITS).right and not any(tmp_path.glob("sharpen-code-*"))
+    code_grader.sweep.cache_clear()
