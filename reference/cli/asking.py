@@ -258,7 +258,8 @@ class Output:
 
 def check_writable(path: str | Path) -> None:
     """OSError: a file cannot be written there. Nothing is left behind, or changed."""
-    path, existed = Path(path), Path(path).exists()
+    path = Path(path).resolve()  # a link may lead to a file that is not there yet
+    existed = path.exists()
     if existed and not path.is_file() and not path.is_dir():
         return  # a device or a pipe, whose opening may wait for a reader
     open(path, "a").close()

@@ -20,7 +20,7 @@ import re
 import time
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, is_dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from tyro.constructors import (
 from reference.cascade import CascadeConfig
 from reference.cli import listing
 from reference.cli.asking import Answers, Asked, Checkpoint, Input, Method, Output, show
+from reference.evaluation.results import times_of
 from reference.evaluation.tasks import Task
 from reference.training.loop import FitConfig
 from reference.training.lora import LoRAConfig
@@ -217,10 +218,25 @@ def run(name: str, arguments: Sequence[str]) -> None:
     if method:
         given["method"] = Method(method, load(method), given.pop("config"))
     output = given["output"] if "output" in inspect.signature(function).parameters else given.pop("output", None)
+    check_apart(given, output)
     begin = time.perf_counter()
     answers = function(**given)
     if is_method(function) and answers is not None:
         show(given["asked"], answers, output, time.perf_counter() - begin)
+
+
+def check_apart(given: Mapping[str, Any], output: Any) -> None:
+    """ValueError: what is to be written is what is to be read, or is written twice."""
+    inputs = [getattr(getattr(given.get("asked"), "input", given.get("given")), "file", None)]
+    inputs += [getattr(given.get("task"), "path", None), *(given.get("files") or ())]
+    outputs = [getattr(output, "out", None), given.get("merge"), given.get("picture")]
+    outputs += [given.get("out"), times_of(given["out"]) if given.get("out") and "task" in given else None]
+    taken = {Path(place).resolve() for place in inputs if place not in (None, "-")}
+    for place in outputs:
+        if place is not None and (at := Path(place).resolve()) in taken:
+            raise ValueError(f"{place} is read or written by this command already; name another file to write to")
+        elif place is not None and (at.is_file() or not at.exists()):  # two outputs may be one device
+            taken.add(at)
 
 
 def seeded(settings: Any, seed: int) -> Any:

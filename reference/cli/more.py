@@ -93,6 +93,8 @@ def report(
     for place in (merge, picture):
         if place is not None:
             check_writable(place)
+    if merge is not None and Path(merge).is_file() and Path(merge).stat().st_size and not is_results(merge):
+        raise ValueError(f"{merge} is there, and is no file of results; name another file for --merge")
     if merge is not None:
         merge_results(places, Path(merge))
         places = [Path(merge)]

@@ -29,6 +29,12 @@ RESPONSE = {"tokens", "logp", "finished", "answer", "right"}  # what is read of 
 COSTS = {"decoded_tokens", "sequential_tokens"}  # and of what it cost
 
 
+def times_of(path: str | Path) -> Path:
+    """Where an evaluation writes what its batches took."""
+    path = Path(path)
+    return path.with_suffix(".times.jsonl") if path.suffix == ".jsonl" else path.with_name(f"{path.name}.times.jsonl")
+
+
 class Results:
     """A file that results are appended to, made or resumed: `with Results(path, settings) as results`.
 
@@ -38,7 +44,7 @@ class Results:
     def __init__(self, path: str | Path, settings: Mapping[str, Any], shard: tuple[int, int] = (0, 1)):
         self.path, self.shard = Path(path), shard
         self.settings = json.loads(json.dumps(settings))  # as they are read back
-        self.times = self.path.with_suffix(".times.jsonl")
+        self.times = times_of(self.path)
         self.done: set[int | str] = set()  # ids
 
     def __enter__(self) -> Results:

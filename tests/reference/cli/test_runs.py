@@ -254,6 +254,36 @@ def test_links_are_followed_and_pipes_written_to(run, tmp_path):
     assert not os.path.isfile("/dev/null") and not os.path.exists("/dev/null.part")
 
 
+def test_what_is_read_is_never_written(run, problems, tmp_path):
+    first, second, times = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.times.jsonl"))
+    shutil.copy(problems, times)
+    evaluation = ("evaluate", "sample", "--grader", "numeric", "--max-new-tokens", 4)
+    for i, out in enumerate((first, second)):
+        run(*evaluation, "--task", problems, "--shard", f"{i}/2", "--batch", 2, "--out", out)
+    link = tmp_path / "link"
+    link.symlink_to(problems)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for given in (
+        ("sample", "--file", problems, "--out", problems), ("sample", "--file", problems, "--out", link),
+        ("score", "--file", problems, "--out", problems), (*evaluation, "--task", problems, "--out", problems),
+        (*evaluation, "--task", times, "--out", tmp_path / "c.jsonl"), ("report", first, second, "--merge", first),
+        ("report", first, "--picture", first),
+        ("report", first, "--merge", tmp_path / "x", "--picture", tmp_path / "x"),
+    ):  # fmt: skip
+        run(*given, code=2)
+        assert "read or written by this command already" in run.err and run.err.count("\n") == 1
+    run("report", first, second, "--merge", problems, code=2)
+    assert "is there, and is no file of results" in run.err
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_dangling_link_stays_one(run, tmp_path):
+    target, link = tmp_path / "target.txt", tmp_path / "link"
+    link.symlink_to(target)
+    run("sample", "1 + 1", "--max-new-tokens", 2, "--out", link)
+    assert link.is_symlink() and target.read_text()
+
+
 def test_a_link_to_nowhere_makes_its_file(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "made")
