@@ -165,6 +165,8 @@ class TextModel:
 
     def opening(self, prompt: Sequence[int]) -> str:
         """What of its response a prompt has said already: "<think>", where the template opens the thinking."""
+        if not getattr(self.tokenizer, "chat_templates", None):
+            return ""
         tail = self.tokenizer.decode(list(prompt)[-8:], skip_special_tokens=False)
         return "<think>" if tail.rstrip().endswith("<think>") else ""
 

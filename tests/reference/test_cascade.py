@@ -277,7 +277,7 @@ def test_chat_stages_show_solutions_without_thinking():
     cycle = chat.stage("cycle")
     assert compare(question, candidate, [["<think>hm"]]) == [] and not cycle.verdict(question, candidate, [["x"], []])
     assert cycle.verdict(question, candidate, [["x"], ["[[Y]]"]]) is True
-    assert cycle.verdict(question, candidate, [["x"], ["perhaps"]]) is False
+    assert cycle.verdict(question, candidate, [["x"], ["perhaps"]]) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
