@@ -35,6 +35,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from figures._machine import machine
 from reference.transformer import write_whole
 
 HERE = Path(__file__).resolve().parent
@@ -73,9 +74,7 @@ def compute(name: str, folder: Path = RESULTS) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "machine": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1) + "\n"

@@ -9,7 +9,6 @@ what was cut off goes on from the last whole file, and a second figure finds wha
 import copy
 import hashlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -21,11 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from figures._machine import machine
 from reference.checkpoints import write_whole
 from reference.interface import Generation
 from reference.text.text_model import TextModel
 from toy import questions as Q
-from toy.smollm2 import SMOLLM2, SOURCE
+from toy.smollm2 import SMOLLM2
+from toy.smollm2 import SOURCE as SOURCE
 
 DEPENDS = (
     "reference/interface.py", "reference/sampling.py", "reference/randomness.py", "reference/engine",
@@ -37,7 +38,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOOK: dict[str, tuple[str, float]] = {}  # what was read or made since `speaker` -> machine and seconds
 SEED, HORIZON, SLOTS = 0, 32, 512 if DEVICE == "cuda" else 128  # horizon: most tokens of a response
 FORMS = Q.FORMS
-TITLE = SOURCE
 
 
 def speaker() -> TextModel:
@@ -56,12 +56,6 @@ def digest(content: Any) -> str:
 def weights() -> str:
     with open(SMOLLM2 / "model.safetensors", "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-
-
-def machine() -> str:
-    if DEVICE == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def save(path: Path, begin: float, **found: Any) -> None:

@@ -207,9 +207,8 @@ def adaptive_best_of_n(
     from reference.engine.requests import check_memory
 
     c = config or AdaptiveConfig(**settings)
-    if check_count("samples_per_prompt", samples_per_prompt) < 1:
-        raise ValueError(f"samples_per_prompt is {samples_per_prompt}; it must be at least 1")
-    times, law = samples_per_prompt, GenerateConfig(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
+    times = check_count("samples_per_prompt", samples_per_prompt, least=1)
+    law = GenerateConfig(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
     prompts, stop_ids = check_prompts(model, prompts), check_stop_ids(model, stop_ids)
     names = check_keys(keys, len(prompts))
     check_memory(model, len(prompts) * times, 1, c.max_new_tokens, max(map(len, prompts)))

@@ -28,7 +28,7 @@ from torch import Tensor
 from reference.interface import Cost
 from reference.randomness import child_seed, key_of
 from reference.sampling import check_settings, check_token_settings
-from reference.text.text_model import TextModel
+from reference.text.text_model import TextModel, after_thinking
 
 UNASKED = -1
 EXITS = ("vote", "stage", "none")
@@ -203,10 +203,8 @@ def verify(
 
 def static_check(speaker: TextModel, text: str, thinking: bool = False) -> bool:
     """Whether an answer can be read, and thinking that was begun (or that must be there) has ended."""
-    _, mark, solution = text.rpartition("</think>")
-    if not mark and (thinking or "<think>" in text):
-        return False
-    return speaker.parse("author", solution) is not None
+    said = after_thinking("<think>" * thinking + text)  # where it must be there, text without its end was cut
+    return said is not None and speaker.parse("author", said) is not None
 
 
 class Cast(NamedTuple):

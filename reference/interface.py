@@ -244,17 +244,20 @@ def check_prompts(model: LanguageModel, prompts: Sequence, name: str = "prompt")
     texts = []
     for i, prompt in enumerate(prompts):
         try:
-            ids = isinstance(prompt, Tensor) and not prompt.is_floating_point() and prompt.dtype != torch.bool
-            given = prompt if ids else torch.tensor([check_count("id", id) for id in prompt], dtype=torch.int64)
-            texts.append(given.to(model.device, torch.int64))
+            ids = torch.as_tensor(prompt)
+            truths = {kind.__name__ for kind in {*map(type, prompt)}} & {"bool", "bool_"}
+            if truths or (len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool)):
+                raise TypeError
+            texts.append(ids.to(model.device, torch.int64))
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise ValueError(f"{name} {i} is {shown(prompt)}; give a list of ids, whole numbers") from None
     for i, text in enumerate(texts):
         if text.dim() != 1 or not len(text):
             raise ValueError(f"{name} {i} is empty or not a list of ids; give at least one token (a BOS id, say)")
-        if outside := [t for t in text.tolist() if not 0 <= t < model.vocab_size]:
-            whole = f"the model's vocabulary 0..{model.vocab_size - 1}"
-            raise ValueError(f"{name} {i} has id {outside[0]}, outside {whole}")
+    flat = torch.cat(texts)
+    if flat.min() < 0 or flat.max() >= model.vocab_size:
+        i, bad = next((i, t) for i, text in enumerate(texts) for t in text.tolist() if not 0 <= t < model.vocab_size)
+        raise ValueError(f"{name} {i} has id {bad}, outside the model's vocabulary 0..{model.vocab_size - 1}")
     return texts
 
 
@@ -263,14 +266,17 @@ def shown(value: Any) -> str:
     return " ".join(repr(value).split())[:60]
 
 
-def check_count(name: str, value: Any) -> int:
-    """A whole number, numpy's and torch's as well. ValueError: it is none."""
+def check_count(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, numpy's and torch's as well. ValueError: it is none, or too small."""
     try:
-        if not isinstance(value, bool) and getattr(value, "dtype", None) not in (torch.bool, bool):
-            return operator.index(value)
+        if isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, bool):
+            raise TypeError
+        count = operator.index(value)
     except (TypeError, RuntimeError):
-        pass
-    raise ValueError(f"{name} is {shown(value)}; it must be a whole number")
+        raise ValueError(f"{name} is {shown(value)}; it must be a whole number") from None
+    if least is not None and count < least:
+        raise ValueError(f"{name} is {count}; it must be at least {least}")
+    return count
 
 
 def check_keys(keys: Any, prompts: int) -> list[int | str]:

@@ -66,13 +66,12 @@ class OperatorConfig:
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        check_settings(self)
+        least = {"rounds": 1, "prompts": 1, "group": 2, "passes": 1, "low": 0, "high": 0, "alpha": 0}
+        check_settings(self, least=least, among={"carries": ("answer", "all")})
         if self.pdr.temperature != 1:
             raise ValueError(f"pdr.temperature is {self.pdr.temperature}; it must be 1, as π_old is trained")
         if not self.kinds or not {*self.kinds} <= {*KINDS}:
             raise ValueError(f"kinds are {self.kinds}; name one or more of {', '.join(KINDS)}")
-        least = {"rounds": 1, "prompts": 1, "group": 2, "passes": 1, "low": 0, "high": 0, "alpha": 0}
-        check_settings(self, least=least, among={"carries": ("answer", "all")})
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,12 @@ class PDRConfig:
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        check_settings(self)
+        least = {"workspace": 1, "max_new_tokens": 1, "temperature": 0}
+        check_settings(self, least=least, among={"distiller": DISTILLERS})
         if not self.drafts or min(self.drafts) < 1:
             raise ValueError(f"drafts are {self.drafts}; give each round before the last at least 1, as in (4,)")
-        check_settings(self, among={"distiller": DISTILLERS})
         if self.distiller != "summary" and not 1 <= self.k <= min(self.drafts):
             raise ValueError(f"k is {self.k}; it must be in 1..{min(self.drafts)}, the fewest drafts of a round")
-        check_settings(self, least={"workspace": 1, "max_new_tokens": 1, "temperature": 0})
 
 
 @dataclass(frozen=True)

@@ -274,7 +274,7 @@ def records(asked: Asked, answers: Answers) -> list[dict[str, Any]]:
                          for i in range(answers.samples.lengths.numel())]  # fmt: skip
     n = len(answers_by_prompt) // P  # a method that was asked n times about each question has n · P prompts
     found = []
-    opens = asked.input.raw or bool(asked.speaker.tokenizer.chat_templates)
+    opens = bool(asked.speaker.tokenizer.chat_templates)
     for i, (question, key) in enumerate(zip(asked.questions, asked.keys)):
         opening = asked.speaker.opening(asked.prompts[i]) if opens else ""
         own = slice(i * n, (i + 1) * n)

@@ -88,9 +88,8 @@ class Forecast:
         """After each of several that grow."""
         seconds = time.perf_counter() - self.begin
         if done < of:
-            self.tell(
-                "rounds", f"{seconds / done:.2g} s for round {done} of {of}; later ones, of more pairs, take longer"
-            )
+            each = f"{seconds / done:.2g} s for round {done} of {of}"
+            self.tell("rounds", f"{each}; later ones, of more pairs, take longer")
 
     def trained(self, run: Trainer) -> None:
         """After each step, or round."""

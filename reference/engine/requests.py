@@ -80,8 +80,7 @@ def make_plan(
     """
     stops, texts = check_stop_ids(model, stop_ids), check_prompts(model, prompts)
     horizons = check_horizons(model, texts, max_new_tokens)
-    if check_count("samples_per_prompt", samples_per_prompt) < 1:
-        raise ValueError(f"samples_per_prompt is {samples_per_prompt}; it must be at least 1")
+    samples_per_prompt = check_count("samples_per_prompt", samples_per_prompt, least=1)
     keys = None if keys is None else check_keys(keys, len(texts))
     seed, slots = check_count("seed", seed), None if slots is None else check_count("slots", slots)
     order, n, device = list(range(len(texts))), samples_per_prompt * group, model.device

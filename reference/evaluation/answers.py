@@ -21,6 +21,7 @@ from fractions import Fraction
 from typing import Any
 
 from reference.text.chat_templates import last_boxed
+from reference.text.text_model import after_thinking
 
 LONGEST = 1000  # characters of an answer
 PHRASES = 32  # that call something the answer: so many are looked at, from the last one on
@@ -30,12 +31,6 @@ SAID = re.compile(r"(?:answer|(?:correct|right|best)\s+(?:choice|option))(?:\s+i
 SPAN = re.compile(r"(?<!\\)\$([^$]{1,999})(?<!\\)\$|\\\((.{1,999}?)\\\)", re.DOTALL)  # of mathematics
 SENTENCE = re.compile(r"[.!?](?=\s|$)|\n")
 LETTER = re.compile(r"\W*(?:(?:text|math)\w*|choice|option)?\W*([A-Ja-j])(?![\w'’])")
-
-
-def after_thinking(text: str) -> str | None:
-    """What a response says once its thinking has ended; None if it was cut before."""
-    _, mark, said = text.rpartition("</think>")
-    return None if not mark and "<think>" in text else said
 
 
 def called(text: str) -> Iterator[str]:
@@ -101,6 +96,13 @@ def one_letter(text: str, boxed: bool = False) -> str | None:
         return None  # an article, a pronoun, a word
     others = re.match(r"[\s)}*.,]*(?:,|or|and|/|&)\s*\W*([A-Ja-j])(?![\w'’])", rest)
     return None if others else letter.upper()
+
+
+def mathematics_of(text: str) -> str | None:
+    """The expression that a response gives, which may be any mathematics: no mark is looked for, and no sentence."""
+    if (said := after_thinking(text)) is None:
+        return None
+    return last_boxed(said) or next(called(said), None) or value_in(said, -1)
 
 
 def text_of(text: str) -> str | None:

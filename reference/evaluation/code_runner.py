@@ -34,8 +34,10 @@ def encoded(value, keep):
     for kind in SCALARS:
         if isinstance(value, kind):
             return int.__int__(value) if kind is int else str.__str__(value)
-    if isinstance(value, float | complex):
-        return {type(value).__mro__[-2].__name__: [float.__repr__(float(part)) for part in parts(value)]}
+    if isinstance(value, float):
+        return {"float": [float.__repr__(float(value))]}
+    if isinstance(value, complex):
+        return {"complex": [float.__repr__(part) for part in (value.real, value.imag)]}
     if isinstance(value, bytes | bytearray):
         return {"bytes": list(bytes(value))}
     for name, kind in LISTS.items():
@@ -46,10 +48,6 @@ def encoded(value, keep):
     if isinstance(value, dict):
         return {"dict": [[encoded(key, keep), encoded(each, keep)] for key, each in dict.items(value)]}
     return {"object": keep(value)}
-
-
-def parts(value):
-    return (value.real, value.imag) if isinstance(value, complex) else (value,)
 
 
 def decoded(value, find):

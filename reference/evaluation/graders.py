@@ -20,18 +20,16 @@ from dataclasses import dataclass
 from reference.evaluation.answers import (
     after_thinking,
     as_number,
-    called,
     letter_of,
+    mathematics_of,
     number_of,
     same_mathematics,
     same_number,
     same_text,
     text_of,
-    value_in,
 )  # fmt: skip
 from reference.evaluation.code_grader import WARNING, CodeLimits, confinement, find_program, run_program
 from reference.evaluation.tasks import LETTERS, Problem
-from reference.text.chat_templates import last_boxed
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,7 @@ def choice(problem: Problem, text: str) -> Verdict:
 
 
 def mathematics(problem: Problem, text: str) -> Verdict:
-    said = after_thinking(text)
-    answer = None if said is None else last_boxed(said) or next(called(said), None) or value_in(said, -1)
+    answer = mathematics_of(text)
     right = answer is not None and (same_text(answer, problem.answer) or same_mathematics(answer, problem.answer))
     return Verdict(right, answer)
 

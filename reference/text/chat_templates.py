@@ -21,7 +21,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from reference.text.text_model import Replies, Role, Stage, Templates
+from reference.text.text_model import Replies, Role, Stage, Templates, after_thinking
 from reference.text.tokenizer import Tokenizer
 
 AUTHOR = (
@@ -166,8 +166,7 @@ def read_verdict(text: str) -> bool | None:
 
 def solution(text: str) -> str:
     """A response without its thinking; nothing of one whose thinking has not ended."""
-    _, mark, said = text.rpartition("</think>")
-    return "" if not mark and "<think>" in text else said.strip()
+    return (after_thinking(text) or "").strip()
 
 
 def numbered(drafts: Sequence[str]) -> str:

@@ -177,6 +177,12 @@ class TextModel:
         return self.reply([self.prompt(role, **each) for each in fields], **settings)
 
 
+def after_thinking(text: str) -> str | None:
+    """What a response says once its thinking has ended; None if it was cut before."""
+    _, mark, said = text.rpartition("</think>")
+    return None if not mark and "<think>" in text else said
+
+
 def make_templates(templates: TemplatesLike, tokenizer: Tokenizer) -> Templates:
     """A set from its name "module:object", its function of the tokenizer, or itself. ValueError: none of these."""
     made: Any = templates

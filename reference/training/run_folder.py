@@ -81,8 +81,8 @@ def in_blocks(
 ) -> Callable[..., Any]:
     """sample(sampler, model, prompts, *args, keys=..., **settings), a block of prompts at a time, each block's result
     kept in folder/draws: what was cut off goes on from the last whole block. (What `sft_sharpen` and others call
-    `sample`.) after(drawn, left, tokens): called after each block that was drawn, with the
-    numbers of prompts, and of tokens decoded."""
+    `sample`.) after(drawn, left, tokens): called after each block that was drawn, with the numbers of prompts, and of
+    tokens decoded."""
 
     def kept(
         sampler: Callable, model: Any, prompts: Sequence, *args: Any, keys: Sequence | None = None, **settings: Any

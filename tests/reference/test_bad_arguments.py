@@ -5,6 +5,7 @@ Every field of every config, and every argument of the samplers, is each of WRON
 
 import dataclasses
 import traceback
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,38 +65,39 @@ def refused_or_done(call, *told):
         raise AssertionError(told) from error
 
 
+def wrong_settings(kind, right):
+    """(what is wrong, how it is made) of every field and every wrong value."""
+    for wrong in WRONG:
+        for field in dataclasses.fields(kind):
+            yield (field.name, wrong), partial(kind, **{**right, field.name: wrong})
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.__name__)
 def test_a_sampler_refuses_wrong_settings_and_arguments(sampler):
     kind, right = SAMPLERS[sampler]
+    for told, make in wrong_settings(kind, right):
+        refused_or_done(lambda make=make: sampler(MODEL, [[1], [2, 1]], make(), stop_ids=[0]), *told)
     for wrong in WRONG:
-        for field in dataclasses.fields(kind):
-            given = {**right, field.name: wrong}
-            refused_or_done(lambda: sampler(MODEL, [[1], [2, 1]], kind(**given), stop_ids=[0]), field.name, wrong)  # noqa: B023
         for name in ARGUMENTS:
             told = {**ARGUMENTS, name: wrong}
-            prompts = told.pop("prompts")
-            refused_or_done(lambda: sampler(MODEL, prompts, kind(**right), **told), name, wrong)  # noqa: B023
+            refused_or_done(partial(sampler, MODEL, told.pop("prompts"), kind(**right), **told), name, wrong)
 
 
 @pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.__name__)
 def test_a_learner_refuses_wrong_settings(learner):
     kind, right = LEARNERS[learner]
-    for wrong in WRONG:
-        for field in dataclasses.fields(kind):
-            given = {**right, field.name: wrong}
-            run = lambda: learner(MODEL, FiniteClass([MODEL]), [[1]], kind(**given), stop_ids=[0])  # noqa: B023, E731
-            refused_or_done(run, field.name, wrong)
+    for told, make in wrong_settings(kind, right):
+        refused_or_done(lambda make=make: learner(MODEL, FiniteClass([MODEL]), [[1]], make(), stop_ids=[0]), *told)
 
 
 @pytest.mark.parametrize("kind", ALONE)
 def test_a_config_refuses_wrong_settings(kind):
-    for wrong in WRONG:
-        for field in dataclasses.fields(kind):
-            refused_or_done(lambda: kind(**{field.name: wrong}), field.name, wrong)  # noqa: B023
+    for told, make in wrong_settings(kind, {}):
+        refused_or_done(make, *told)
 
 
 @pytest.mark.parametrize(
-    "prompt", [[1.5], torch.tensor([1.0]), torch.tensor([True]), [True], np.array([1.5]), "1", 1, [[1]]]
+    "prompt", [[1.5], torch.tensor([1.0]), torch.tensor([True]), [True], [True, 2], np.array([1.5]), "1", 1, [[1]]]
 )
 def test_what_is_no_list_of_ids_is_no_prompt(prompt):
     with pytest.raises(ValueError, match=r"prompt 0 .* ids"):
