@@ -8,7 +8,7 @@ One block serves all five families (a weight matrix W acts as x W^T, D = head_di
 
 and what sets a family apart is data in `Config`: biases, RMSNorm on queries and keys (Qwen3), the RoPE frequencies
 (default, llama3, longrope, partial), sliding windows, a tied head. Module names are Hugging Face's, so that a state
-dict *is* a checkpoint (`reference/checkpoints.py`).
+dict *is* a checkpoint (`reference/checkpoints`).
 
 Contracts.
 - Logits are float32 (float64 where the model is float64), whatever the weights' dtype.
@@ -53,13 +53,21 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: Config, max_length: int) -> tuple[Tensor, float]:
-    """Angular frequencies, float32 [rotated dimensions / 2], and the factor on cos and sin (1 unless longrope)."""
+    """Angular frequencies, float32 [rotated dimensions / 2], and the factor on cos and sin (not 1: longrope, yarn)."""
     rope = config.rope
     size = int(config.head_dim * rope["partial_rotary_factor"])
     powers = rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
     original = rope["original_max_position_embeddings"]
     if rope["rope_type"] == "default":
         return 1.0 / powers, 1.0
+    if rope["rope_type"] == "linear":  # positions divided
+        return 1.0 / powers / rope["factor"], 1.0
+    if rope["rope_type"] == "dynamic":  # a base that grows with the text (the NTK-aware one), for the longest of them
+        beyond = max(max_length, config.max_position_embeddings) / config.max_position_embeddings
+        stretched = (rope["factor"] * beyond - (rope["factor"] - 1)) ** (size / (size - 2)) * rope["rope_theta"]
+        return 1.0 / stretched ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size), 1.0
+    if rope["rope_type"] == "yarn":
+        return yarn(rope, size, powers, config.max_position_embeddings)
     if rope["rope_type"] == "llama3":  # slow down the low frequencies, keep the high ones, blend between (Llama 3.1)
         frequency, factor = 1.0 / powers, rope["factor"]
         low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -72,6 +80,28 @@ def rope_frequencies(config: Config, max_length: int) -> tuple[Tensor, float]:
     scale = rope.get("factor") or config.max_position_embeddings / original
     default = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
     return 1.0 / (stretch * powers), rope.get("attention_factor") or default
+
+
+def yarn(rope: dict[str, Any], size: int, powers: Tensor, positions: int) -> tuple[Tensor, float]:
+    """Slow frequencies interpolated, fast ones as they were, a ramp between (2309.00071, §3.2 and 3.4)."""
+    original = rope["original_max_position_embeddings"]
+    factor = rope.get("factor") or positions / original
+
+    def turned(rotations: float) -> float:  # the dimension that turns so often in the original length
+        return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope["rope_theta"]))
+
+    def magnified(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    low, high = turned(rope.get("beta_fast") or 32), turned(rope.get("beta_slow") or 1)
+    if rope.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    ramp = (torch.arange(size // 2, dtype=torch.float32) - low) / (high - low or 0.001)
+    slow, fast = 1.0 / (factor * powers), 1.0 / powers
+    both, each = rope.get("mscale_all_dim"), rope.get("mscale")
+    scale = magnified(each) / magnified(both) if each and both else magnified(1.0)
+    return torch.lerp(fast, slow, ramp.clamp(0, 1)), rope.get("attention_factor") or scale
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -236,14 +266,16 @@ class Transformer(nn.Module):
     capture = True  # on a GPU, decode by captured steps (`reference/engine/captured_step.py`)
 
     def __init__(self, config: Config, max_length: int | None = None):
-        """`max_length`: the longest text that will be asked of it (it fixes longrope's factors); default: all."""
+        """`max_length`: the longest text that will be asked of it (it fixes the frequencies of longrope and dynamic);
+        default: all."""
         super().__init__()
         self.config, self.vocab_size = config, config.vocab_size
         self.max_length = config.max_position_embeddings if max_length is None else max_length
-        if not 1 <= self.max_length <= config.max_position_embeddings:
-            raise ValueError(
-                f"max_length {max_length} is outside 1..{config.max_position_embeddings}, the positions the model has"
-            )
+        most = config.max_position_embeddings
+        if config.rope["rope_type"] == "dynamic":
+            most = int(most * config.rope["factor"])
+        if not 1 <= self.max_length <= most:
+            raise ValueError(f"max_length {max_length} is outside 1..{most}, the positions the model has")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from reference.checkpoints import find_folder, read_json, write_whole
+from reference.checkpoints import find_folder, read_json, stored_dtype, write_whole
 from reference.evaluation.tasks import Task
 from reference.interface import Cost, Samples
 from reference.sampling import check_settings, child_seed, key_of
@@ -58,11 +58,14 @@ class Checkpoint:
             raise ValueError(f"dtype is {self.dtype!r}; it must be auto, {', '.join(DTYPES)}")
 
     def stored_dtype(self) -> torch.dtype:
-        """The weights' dtype, from config.json unless it was asked for."""
-        source = read_json(self.folder() / "config.json")
-        return DTYPES.get(self.dtype) or DTYPES.get(
-            str(source.get("dtype") or source.get("torch_dtype")), torch.float32
-        )
+        """The weights' dtype: that of the files unless another was asked for."""
+        if self.dtype != "auto":
+            return DTYPES[self.dtype]
+        try:
+            return stored_dtype(self.folder())
+        except FileNotFoundError:  # a folder with a config.json alone: what it says
+            source = read_json(self.folder() / "config.json")
+            return DTYPES.get(str(source.get("dtype") or source.get("torch_dtype")), torch.float32)
 
     def identity(self) -> dict[str, Any]:
         """What the model is: its weights, and how it is read and spoken to. Reads the files, but loads nothing."""

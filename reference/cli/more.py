@@ -179,6 +179,8 @@ def info(checkpoint: Checkpoint) -> None:
     print(
         f"  roles: {checkpoint.templates or said.get('templates') or ('chat' if tokenizer.chat_templates else 'none')}"
     )
+    if config.unknown:
+        print(f"  not read, since nobody here knows them: {', '.join(config.unknown)}")
     for line in _unusual(config, tokenizer):
         print(f"  unusual: {line}")
 

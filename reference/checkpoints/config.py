@@ -1,24 +1,13 @@
-"""Checkpoints in Hugging Face's format: config.json and safetensors files, read and written.
-
-Module names are Hugging Face's, so that a state dict *is* a checkpoint but for the prefix "model."; Phi-3's fused
-matrices are split when loaded and fused again when saved. Nothing written is ever half-written.
-"""
+"""A model's configuration: config.json in the spelling of transformers 4 or 5, checked key by key."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-# ---------------------------------------------------------------------------------------------------------------------
-# config.json
 
 FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 ARCHITECTURES = dict(zip(FAMILIES, ("Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")))
@@ -32,9 +21,9 @@ READ = {
     "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings",
 }  # fmt: skip
 READ_BY_FAMILY = {
-    "llama": {"attention_bias", "mlp_bias"},
-    "mistral": {"sliding_window"},
-    "phi3": {"sliding_window"},
+    "llama": {"attention_bias", "mlp_bias", "layer_types"},
+    "mistral": {"sliding_window", "layer_types"},
+    "phi3": {"sliding_window", "layer_types"},
     "qwen2": {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"},
     "qwen3": {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "attention_bias"},
 }
@@ -46,6 +35,45 @@ HARMLESS = {
     "tokenizer_class", "torch_dtype", "transformers_version", "unk_token_id", "unsloth_fixed", "unsloth_version",
     "use_cache", "_name_or_path", "_attn_implementation",
 }  # fmt: skip
+
+
+# What changes the mathematics in other families, or in variants of these: refused unless it is off.
+CHANGES = re.compile(
+    r"(attention|mlp|qkv|lm_head|o)_?bias|use_bias|sliding_window|.*window.*|.*softcap.*|.*_multiplier|logits?_scal.*"
+    r"|.*experts?.*|moe_.*|quantization_config|.*clip.*|.*qk_?(layer)?_?norm.*|qk_.*|alibi|.*parallel.*|no_rope.*|.*rope.*"
+    r"|rotary.*|partial_.*|query_pre_attn_scalar|attention_chunk.*|.*sinks?|.*altup.*|.*laurel.*|head_dim_.*|.*_attn_.*dim"
+    r"|layernorm.*|layer_norm.*|norm_type|use_post_norm|residual.*|.*scale|.*scaling|.*temperature.*|hidden_activation"
+)
+COUNTS = (*NEEDED, "num_key_value_heads", "head_dim", "sliding_window", "max_window_layers",
+          "original_max_position_embeddings")  # fmt: skip
+SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+AMOUNTS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
+
+
+def check_values(source: Any) -> None:
+    """ValueError: what cannot be a configuration, or a key with a value of another kind than it has."""
+    if not isinstance(source, dict):
+        raise ValueError(f"config: it is {str(source)[:40]!r}; a config.json holds an object")
+    for key, value in source.items():
+        wanted = None
+        if value is None:
+            continue
+        if key in COUNTS and not ((type(value) is int and value > 0) or (key == "max_window_layers" and value == 0)):
+            wanted = "a positive whole number"
+        elif key in SWITCHES and not isinstance(value, bool):
+            wanted = "true or false"
+        elif key in AMOUNTS and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+            wanted = "a positive number"
+        elif key in ("rope_scaling", "rope_parameters") and not isinstance(value, dict):
+            wanted = "an object"
+        if wanted:
+            raise ValueError(f"config: {key} is {str(value)[:40]!r}; it must be {wanted}")
+    if (layers := source.get("num_hidden_layers", 0) or 0) * (source.get("hidden_size", 1) or 1) ** 2 > 1 << 42:
+        need = layers * 8 * source["hidden_size"] ** 2 / 1e9
+        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+        raise ValueError(
+            f"config: num_hidden_layers is {layers}; such a model takes {need:,.0f} GB, and there are {have:,.0f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -70,6 +98,7 @@ class Config:
     windows: tuple[int | None, ...]  # per layer: how many positions a query sees, itself included; None = all
     rope: dict[str, Any]  # rope_type, rope_theta, partial_rotary_factor, and what the type needs
     source: dict[str, Any] = field(repr=False, compare=False, default_factory=dict)  # the config.json, kept for saving
+    unknown: tuple[str, ...] = field(repr=False, compare=False, default=())  # its keys that nobody here knows
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> Config:
@@ -80,20 +109,23 @@ class Config:
     def from_dict(cls, source: dict[str, Any]) -> Config:
         """Check and read Hugging Face's configuration, in the spelling of transformers 4 or 5.
 
-        ValueError names a key that is missing, an unknown family, activation or RoPE type, and any key that is not
-        known to leave the mathematics as it is (unless its value is null or false: then it is switched off).
+        ValueError names a key that is missing or has a value of another kind, an unknown family, activation or RoPE
+        type, and a key that changes the mathematics elsewhere (unless its value is null or false: then it is off). Of
+        keys that nobody here knows there is a warning, and `unknown` lists them.
         """
+        check_values(source)
         get, family = source.get, source.get("model_type")
         if family not in FAMILIES:
             raise ValueError(f"config: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
         for key in NEEDED:
             if get(key) is None:
                 raise ValueError(f"config: key {key!r} is missing; a {family} model needs it")
-        for key, value in source.items():
-            known = key in READ or key in READ_BY_FAMILY[family] or key in HARMLESS
-            if not known and value is not None and value is not False:
+        unknown = [key for key, value in source.items() if value is not None and value is not False
+                   and not (key in READ or key in READ_BY_FAMILY[family] or key in HARMLESS)]  # fmt: skip
+        for key in unknown:
+            if CHANGES.fullmatch(key):
                 raise ValueError(
-                    f"config: key {key!r} = {value!r} is not read for {family} and may change the mathematics; "
+                    f"config: key {key!r} = {source[key]!r} is not read for {family} and may change the mathematics; "
                     "remove it if it does not"
                 )
         if (activation := get("hidden_act", "silu")) != "silu":
@@ -127,6 +159,7 @@ class Config:
             windows=read_windows(source, family, layers),
             rope=read_rope(source, family, head_dim),
             source=dict(source),
+            unknown=tuple(unknown),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,6 +170,10 @@ class Config:
 def read_windows(source: dict[str, Any], family: str, layers: int) -> tuple[int | None, ...]:
     """Each layer's window. Qwen windows some layers, and only on demand; Mistral and Phi-3 window all of them."""
     if family == "llama":
+        if {*(source.get("layer_types") or ())} - {"full_attention"}:
+            raise ValueError(
+                f"config: layer_types {source['layer_types']} is not supported for llama, only full_attention"
+            )
         return (None,) * layers
     window = source.get("sliding_window", 4096 if family == "mistral" else None)
     if family in ("mistral", "phi3"):
@@ -168,6 +205,9 @@ def read_rope(source: dict[str, Any], family: str, head_dim: int) -> dict[str, A
         raise ValueError(f"config: partial_rotary_factor {partial} is not supported for {family}, only for phi3")
     needs = {
         "default": (),
+        "linear": ("factor",),
+        "dynamic": ("factor",),
+        "yarn": ("factor",),
         "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
         "longrope": ("short_factor", "long_factor"),
     }
@@ -176,7 +216,10 @@ def read_rope(source: dict[str, Any], family: str, head_dim: int) -> dict[str, A
     for key in needs[kind]:
         if key not in rope:
             raise ValueError(f"config: rope_type {kind!r} needs the key {key!r}")
-    optional = {"default": (), "llama3": (), "longrope": ("factor", "attention_factor")}[kind]
+    optional = {
+        "longrope": ("factor", "attention_factor"),
+        "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    }.get(kind, ())  # fmt: skip
     for key, value in rope.items():
         if key not in (*needs[kind], *optional, "original_max_position_embeddings") and value is not None:
             raise ValueError(f"config: RoPE key {key!r} = {value!r} is not read for rope_type {kind!r}")
@@ -191,155 +234,15 @@ def read_rope(source: dict[str, Any], family: str, head_dim: int) -> dict[str, A
     return {"rope_type": kind, "rope_theta": theta, "partial_rotary_factor": partial, **rope}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Weights
-
-
-def read_weights(
-    folder: Path, config: Config, wanted: dict[str, Tensor], dtype: torch.dtype | None, device: str | torch.device
-) -> dict[str, Tensor]:
-    """The state dict that a folder's safetensors hold, with the names and the shapes that are `wanted`.
-
-    FileNotFoundError: no such file or shard. ValueError: a broken file, a tensor missing, left over or of the wrong
-    shape.
-    """
-    weights: dict[str, Tensor] = {}
-    shipped_head: Tensor | None = None
-    for name, tensor in read_tensors(folder):
-        for part, piece in split_fused(config, name.removeprefix("model."), tensor):
-            if part.endswith("rotary_emb.inv_freq"):
-                continue  # old files carry it; it follows from the configuration
-            if part == "lm_head.weight" and config.tie_word_embeddings:
-                shipped_head = piece  # some tied checkpoints ship the embedding twice
-                continue
-            if part not in wanted:
-                raise ValueError(f"{folder}: tensor {name!r} has no place in a {config.model_type} model")
-            if piece.shape != wanted[part].shape:
-                raise ValueError(
-                    f"{folder}: tensor {name!r} has shape {list(piece.shape)}, but the config asks for "
-                    f"{list(wanted[part].shape)}"
-                )
-            weights[part] = piece.to(device=device, dtype=dtype or piece.dtype).clone()
-    if missing := sorted(wanted.keys() - weights.keys()):
-        raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]!r}")
-    embedding = weights["embed_tokens.weight"]
-    if shipped_head is not None and not torch.equal(shipped_head.to(embedding), embedding):
-        raise ValueError(
-            f"{folder}: tensor 'lm_head.weight' differs from the embedding, but the config ties the two; set "
-            "tie_word_embeddings to false if the file is right"
+def read_json(path: Path) -> Any:
+    if not path.exists() and path.name == "config.json" and (path.parent / "adapter_config.json").exists():
+        raise FileNotFoundError(
+            f"{path.parent} holds an adapter of PEFT, not a model; merge it into its base first (PEFT's "
+            "merge_and_unload, then save_pretrained), and name the merged folder"
         )
-    return weights
-
-
-def write_checkpoint(folder: Path, config: Config, state: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Write config.json and model.safetensors under Hugging Face's names; each file is whole or absent."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {n if n == "lm_head.weight" else f"model.{n}": w for n, w in state.items()}
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in fuse(config, weights).items()}
-    settings = {**config.to_dict(), "dtype": str(dtype).removeprefix("torch.")}
-    write_whole(folder / "model.safetensors", lambda file: save_file(weights, file, metadata={"format": "pt"}))
-    write_whole(folder / "config.json", lambda file: file.write_text(json.dumps(settings, indent=2) + "\n"))
-
-
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # Phi-3's, in order
-
-
-def split_fused(config: Config, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """The named parts of a checkpoint's tensor: itself, or the pieces of one of Phi-3's fused matrices."""
-    c = config
-    kv = c.num_key_value_heads * c.head_dim
-    sizes = {"qkv_proj": (c.num_attention_heads * c.head_dim, kv, kv), "gate_up_proj": (c.intermediate_size,) * 2}
-    for fused, parts in FUSED.items():
-        if c.model_type == "phi3" and f".{fused}." in name:
-            if tensor.shape[0] != sum(sizes[fused]):
-                raise ValueError(f"tensor {name!r} has {tensor.shape[0]} rows, the config asks for {sum(sizes[fused])}")
-            return [(name.replace(fused, p), t) for p, t in zip(parts, tensor.split(sizes[fused]))]
-    return [(name, tensor)]
-
-
-def fuse(config: Config, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `split_fused` on a whole state dict."""
-    if config.model_type != "phi3":
-        return weights
-    weights = dict(weights)
-    for fused, parts in FUSED.items():
-        for name in [n for n in weights if f".{parts[0]}." in n]:
-            pieces = [weights.pop(name.replace(parts[0], part)) for part in parts]
-            weights[name.replace(parts[0], fused)] = torch.cat(pieces)
-    return weights
-
-
-def read_tensors(folder: Path):
-    """(name, tensor) for every tensor of a checkpoint, one at a time: from its index's shards or its single file."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shard_of = read_json(index).get("weight_map", {})
-    else:
-        shard_of = None
-    files = sorted(set(shard_of.values())) if shard_of is not None else ["model.safetensors"]
-    for file in files:
-        if not (folder / file).exists():
-            named = f"; {index.name} names it" if shard_of is not None else ""
-            raise FileNotFoundError(f"{folder / file} does not exist{named}; is the download complete?")
-        try:
-            with safe_open(folder / file, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 (it is not a dict)
-                    if shard_of is not None and shard_of.get(name) != file:
-                        raise ValueError(f"{folder / file}: tensor {name!r} is not listed for it in {index.name}")
-                    yield name, shard.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / file} is not a readable safetensors file ({error}); fetch it again") from None
-
-
-ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT if (ROOT / "Makefile").exists() else Path.cwd()  # outside a clone, runs/ is where one stands
-NAMED = {  # models by name: where they are, and how one comes there
-    "toy": (ROOT / "toy" / "checkpoint", "it is shipped; name a folder instead"),
-    "smollm2": (HOME / "runs" / "smollm2", "make smollm2, or python -m toy.smollm2"),
-}
-
-
-def find_folder(path: str | os.PathLike) -> Path:
-    """A local folder as it is; a model by its name; "owner/name" from the Hugging Face hub. FileNotFoundError: none."""
-    if (named := NAMED.get(str(path))) and not (Path(path) / "config.json").exists():
-        if not (named[0] / "config.json").exists():
-            raise FileNotFoundError(f"the model {path} is not in {named[0]}; {named[1]}")
-        return named[0]
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if str(path).count("/") != 1 or str(path)[0] in "./~":
-        raise FileNotFoundError(f"no such folder: {path}; give a checkpoint's folder, or a repository id 'owner/name'")
-    from huggingface_hub import snapshot_download  # a network library: only when asked for
-
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(f"no folder {path}, and it could not be fetched as a repository: {reason}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; a checkpoint folder needs it")
     try:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
-
-
-def write_whole(path: Path, write) -> None:
-    """Call `write(temporary path)`, flush it to disk and rename it to `path`: the file is never half-written. A link is
-    followed to its file; a device or a pipe is written to as it is."""
-    path = path.resolve()
-    if path.exists() and not path.is_file() and not path.is_dir():
-        write(path)
-        return
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
