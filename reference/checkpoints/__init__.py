@@ -31,12 +31,7 @@ __all__ = [
     "write_whole",
 ]
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}  # safetensors' names
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names, and torch's
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Weights
@@ -52,9 +47,7 @@ def read_weights(
     """
     if config.unknown:
         named = ", ".join(map(repr, config.unknown))
-        warnings.warn(
-            f"{folder}: config.json has keys that are not known here, and are not read: {named}", stacklevel=2
-        )
+        warnings.warn(f"{folder}: config.json has keys that nobody here knows or reads: {named}", stacklevel=2)
     if dtype is None:
         dtype = stored_dtype(folder, warn=True)
     weights: dict[str, Tensor] = {}

@@ -433,7 +433,7 @@ def test_an_index_that_names_a_missing_shard(checkpoint, tmp_path):
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
         ({"hidden_size": None}, "key 'hidden_size' is missing"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, "rope_type 'ntk'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "needs the key 'low_freq_factor'"),
         ({"rope_scaling": {**LLAMA3, "mscale": 2.0}}, "RoPE key 'mscale' = 2.0"),
         ({"logit_scale": 0.5}, "key 'logit_scale' = 0.5"),
