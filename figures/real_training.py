@@ -140,7 +140,7 @@ def draw(result: dict):
             mean, low, high = np.array(list(row["pass"].values())).T
             right.plot(KS, mean, "o-", color=colour, markersize=4, label=called)
             right.fill_between(KS, low, high, color=colour, alpha=0.12, linewidth=0)
-        left.set_xticks(range(len(rows)), [NAMES[name][0].replace(", ", ",\n") for name in rows])
+        left.set_xticks(range(len(rows)), [NAMES[name][0].replace(", ", ",\n").replace(" (", "\n(") for name in rows])
         left.set(ylabel="accuracy (95 %)", title=f"{form}: one response at temperature 1 (pale: greedy)")
         right.set(xscale="log", ylabel="pass@k (95 %)", ylim=(0, 1.02), title=f"{form}: pass@k")
         right.set_xticks(KS, KS)
