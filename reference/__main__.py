@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from reference.cli.listing import commands
@@ -38,6 +39,9 @@ def find(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 2 after a user's mistake (one line on stderr), 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        open_streams()
+    warnings.formatwarning = lambda message, *_, **__: f"sharpen: {explain(message)}\n"
     if arguments is None and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that has no α
     resume = ""
@@ -63,6 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"sharpen: {explain(error)}".encode(errors="backslashreplace").decode(), file=sys.stderr)
         return 2
+
+
+def open_streams() -> None:
+    """Whoever closed stdout or stderr does not want to read them; a file of ours must not get their numbers."""
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 (it stays)
 
 
 def is_memory(error: BaseException) -> bool:

@@ -59,7 +59,7 @@ class Reinforced:
 
     model: Any  # the policy that was given, trained in place
     log: dict[str, list[float]]  # per update "loss"; per round "reward" (mean) and "k3" (mean per response token)
-    cost: Cost  # of the draws of this call (a resumed run counts from where it went on)
+    cost: Cost  # of all draws, those before a resumption too
 
 
 def grpo(

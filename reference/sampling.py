@@ -54,6 +54,7 @@ __all__ = [
 
 
 MOST = 1 << 40  # of anything that is counted
+LARGEST = 1e15  # of other numbers: float32 holds its products with another such
 COLDEST = 1e-6  # temperature above 0: below it float32 cannot tell logits apart
 
 
@@ -93,6 +94,8 @@ def as_declared(name: str, value: Any, kind: str) -> Any:
         raise ValueError(f"{name} is {shown(value)}; it must be {words.get(kind, 'of the type ' + kind)}")
     if type(value) is int and abs(value) > MOST and name != "seed":
         raise ValueError(f"{name} is {value}; no machine can hold so many, {MOST} at most")
+    if type(value) is float and LARGEST < abs(value) < math.inf:
+        raise ValueError(f"{name} is {value}; it must be at most {LARGEST:g}")
     return value
 
 

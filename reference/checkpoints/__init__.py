@@ -21,17 +21,12 @@ from torch import Tensor
 from reference.checkpoints.config import Config, read_json
 
 __all__ = [
-    "NAMED",
-    "Config",
-    "find_folder",
-    "read_json",
-    "read_weights",
-    "stored_dtype",
-    "write_checkpoint",
+    "NAMED", "Config", "find_folder", "read_json", "read_weights", "stored_dtype", "weight_files", "write_checkpoint",
     "write_whole",
-]
+]  # fmt: skip
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names, and torch's
+INDEX = "model.safetensors.index.json"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Weights
@@ -134,24 +129,40 @@ def stored_dtype(folder: Path, warn: bool = False) -> torch.dtype:
     return getattr(torch, found)
 
 
+def weight_files(folder: Path) -> list[str]:
+    """The names of the files that its weights are read from. ValueError: an index that names none."""
+    index = read_index(folder)
+    return ["model.safetensors"] if index is None else sorted(set(index.values()))
+
+
+def read_index(folder: Path) -> dict[str, str] | None:
+    """Which file holds which tensor; None: there is no index, so all are in model.safetensors."""
+    if not (folder / INDEX).exists():
+        return None
+    found = read_json(folder / INDEX)
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    if (
+        not isinstance(names, dict)
+        or not names
+        or not all(isinstance(x, str) and Path(x).name == x for x in names.values())
+    ):
+        raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files beside it; fetch it again")
+    return names
+
+
 def read_tensors(folder: Path, headers: bool = False):
     """(name, tensor) for every tensor of a checkpoint, one at a time: from its index's shards or its single file.
     headers: their dtypes, as the file names them, and shapes instead."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shard_of = read_json(index).get("weight_map", {})
-    else:
-        shard_of = None
-    files = sorted(set(shard_of.values())) if shard_of is not None else ["model.safetensors"]
-    for file in files:
+    shard_of = read_index(folder)
+    for file in weight_files(folder):
         if not (folder / file).exists():
-            named = f"; {index.name} names it" if shard_of is not None else ""
+            named = f"; {INDEX} names it" if shard_of is not None else ""
             raise FileNotFoundError(f"{folder / file} does not exist{named}; is the download complete?")
         try:
             with safe_open(folder / file, framework="pt") as shard:
                 for name in shard.keys():  # noqa: SIM118 (it is not a dict)
                     if shard_of is not None and shard_of.get(name) != file:
-                        raise ValueError(f"{folder / file}: tensor {name!r} is not listed for it in {index.name}")
+                        raise ValueError(f"{folder / file}: tensor {name!r} is not listed for it in {INDEX}")
                     part = shard.get_slice(name) if headers else shard.get_tensor(name)
                     yield (part.get_dtype(), part.get_shape()) if headers else (name, part)
         except SafetensorError as error:
@@ -181,9 +192,7 @@ def find_folder(path: str | os.PathLike) -> Path:
 
     try:  # first what says which files there are
         place = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.jinja"]))
-        index = place / "model.safetensors.index.json"
-        shards = sorted({*read_json(index).get("weight_map", {}).values()}) if index.exists() else ["model.safetensors"]
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.jinja", *shards]))
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.jinja", *weight_files(place)]))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(f"no folder {path}, and it could not be fetched as a repository: {reason}") from None
@@ -196,11 +205,13 @@ def write_whole(path: Path, write) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         write(path)
         return
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")  # nobody else's
     try:
         write(part)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
+        os.umask(mask := os.umask(0))  # to read it is to set it
+        part.chmod(path.stat().st_mode if path.exists() else 0o666 & ~mask)  # safetensors writes for its owner alone
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,12 +20,14 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from reference.checkpoints import find_folder, read_json, stored_dtype, write_whole
+from reference.checkpoints import find_folder, read_json, stored_dtype, weight_files, write_whole
+from reference.evaluation.lines import check_id, read_prompts, unpacked
 from reference.evaluation.tasks import Task
 from reference.interface import Cost, Samples
 from reference.sampling import check_settings, child_seed, key_of
-from reference.text.identity import VERSION, digest, flat, folder_digest, module_digest
+from reference.text.identity import VERSION, digest, files_digest, flat, module_digest
 from reference.text.text_model import TextModel
+from reference.text.tokenizer import tokenizer_files
 from reference.transformer import Config
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -70,8 +71,8 @@ class Checkpoint:
     def identity(self) -> dict[str, Any]:
         """What the model is: its weights, and how it is read and spoken to. Reads the files, but loads nothing."""
         return {
-            "weights": folder_digest(self.folder(), "*.safetensors"),
-            "tokenizer and stop ids": folder_digest(self.folder(), "*.json", "**/*.jinja"),
+            "weights": files_digest(self.folder(), weight_files(self.folder())),
+            "tokenizer and stop ids": files_digest(self.folder(), tokenizer_files(self.folder())),
             "dtype": str(self.stored_dtype()).removeprefix("torch."), "templates": self.templates,
             "the templates' module": module_digest(self.templates), "max_length": self.max_length,
         }  # fmt: skip
@@ -101,37 +102,32 @@ class Input:
         if self.format is not None and self.file in (None, "-"):
             raise ValueError(f"format is {self.format!r}, but there is no --file of that format; name one")
         if self.file not in (None, "-"):
-            open(str(self.file), "rb").close()  # is it there?
+            check_readable(str(self.file))
 
     def lines(self) -> list[dict[str, Any]]:
         """Objects with "prompt" and, where the input has one, "id". ValueError: a line that is none; no line at all."""
         if self.prompt is not None:
+            if not self.prompt.strip():
+                raise ValueError("the prompt is empty; give a text")
             return [{"prompt": self.prompt}]
         if self.format is not None:
             return [vars(problem) for problem in Task(str(self.file), self.format)]
         if self.file in (None, "-"):
             if sys.stdin is None or sys.stdin.isatty():
                 raise ValueError("there is no prompt; give one as an argument, by --file, or on stdin")
-            name, text = "stdin", sys.stdin.read()
+            buffer = getattr(sys.stdin, "buffer", None)
+            name, data = "stdin", buffer.read() if buffer else sys.stdin.read().encode("utf-8", "surrogatepass")
         else:
-            name, text = str(self.file), Path(str(self.file)).read_bytes().decode("utf-8-sig")
-        lines = [
-            (i, line.rstrip("\r")) for i, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1) if line.strip()
-        ]
-        if not lines:
-            raise ValueError(f"{name} has no line; put a prompt on each")
-        begins = re.match(r'\s*\{\s*"', lines[0][1]) is not None
-        objects = name.lower().endswith((".jsonl", ".json")) or (name == "stdin" and begins)
-        return [read_line(name, i, line) if objects else {"prompt": line} for i, line in lines]
+            name = str(self.file)
+            with unpacked(name) as file:
+                data = file.read()
+        return [fields for _, fields in read_prompts(name, data)]
 
 
-def read_line(name: str, number: int, line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-        prompt = next(found[key] for key in ("prompt", "problem", "question") if key in found)
-        return {**found, "prompt": prompt + ""}  # a text?
-    except (ValueError, TypeError, StopIteration, RecursionError):
-        raise ValueError(f'{name}, line {number} is not an object with a "prompt", "problem" or "question"') from None
+def check_readable(path: str) -> None:
+    """OSError: there is no such file. What can be read once only, a pipe, is not opened."""
+    if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
+        open(path, "rb").close()
 
 
 @dataclass(frozen=True)
@@ -169,11 +165,12 @@ class Asked:
     @cached_property
     def keys(self) -> list[int | str]:
         """What addresses a prompt's randomness: its id, or its place; among ids a place is no id. ValueError: no id."""
-        some = any("id" in line for line in self.lines)
+        some, first = any("id" in line for line in self.lines), dict[str, int]()
         keys = [line.get("id", f"line {i + 1}" if some else i) for i, line in enumerate(self.lines)]
-        for i, key in enumerate(keys):
-            if not isinstance(key, int | str) or isinstance(key, bool) or abs(key if isinstance(key, int) else 0) >> 63:
-                raise ValueError(f"prompt {i + 1} has the id {key!r}; an id is a text or a whole number of 63 bits")
+        for i, key in enumerate(keys, 1):
+            check_id(f"prompt {i}", key)
+            if first.setdefault(str(key), i) != i:
+                raise ValueError(f"prompt {i} has the id {key!r} of prompt {first[str(key)]}; ids must differ")
         return keys
 
     @cached_property
@@ -202,10 +199,14 @@ class Asked:
         """What all samplers are told."""
         return {"stop_ids": self.speaker.stop_ids, "seed": self.seed, "keys": self.keys, "slots": self.slots}
 
-    def discuss(self, algorithm: Callable[..., Any], *args: Any, **settings: Any) -> Any:
-        """An algorithm that composes prompts in words and answers once, asked n times about each question."""
+    def need_words(self) -> None:
+        """ValueError: the prompts are to be continued as they are."""
         if self.input.raw:
             raise ValueError("this method composes prompts in words; drop --raw")
+
+    def discuss(self, algorithm: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+        """An algorithm that composes prompts in words and answers once, asked n times about each question."""
+        self.need_words()
         questions = [question for question in self.questions for _ in range(self.n)]
         keys = [child_seed(key_of(key), j) if j else key for key in self.keys for j in range(self.n)]
         settings |= {"seed": self.seed, "keys": keys, "slots": self.slots}
@@ -261,7 +262,11 @@ class Output:
 
 def check_writable(path: str | Path) -> None:
     """OSError: a file cannot be written there. Nothing is left behind, or changed."""
+    if not str(path):
+        raise ValueError("the name of a file to write to is empty; give one")
     path = Path(path).resolve()  # a link may lead to a file that is not there yet
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: {path.parent} is no folder; make it first")
     existed = path.exists()
     if existed and not path.is_file() and not path.is_dir():
         return  # a device or a pipe, whose opening may wait for a reader

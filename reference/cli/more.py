@@ -24,6 +24,7 @@ from reference.evaluation.results import merge as merge_results
 from reference.evaluation.results import report as make_report
 from reference.evaluation.tasks import FORMATS, Task, parse_shard
 from reference.sampling import check_settings
+from reference.text.identity import VERSION
 from reference.text.tokenizer import Tokenizer
 from reference.transformer import Config, Transformer
 
@@ -56,11 +57,12 @@ def evaluate(
     named = own.grader or FORMATS[task.format].grader
     grade = make_grader(named, own.allow_code_execution)
     ranks = f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"  # torchrun's
-    at = parse_shard(shard or ranks)
+    at = parse_shard(shard or ranks, "shard" if shard else "RANK/WORLD_SIZE in the environment")
     place = Path(out) if shard or at[1] == 1 else Path(out).with_suffix(f".{at[0]}of{at[1]}{Path(out).suffix}")
     settings = {
-        **method.settings, "model": checkpoint.model, **checkpoint.identity(), "raw": asked.input.raw,
-        "seed": asked.seed, "samples": asked.n, "grader": named, "batch": own.batch, **task.settings,
+        "version": VERSION, **method.settings, "model": checkpoint.model, **checkpoint.identity(),
+        "raw": asked.input.raw, "seed": asked.seed, "samples": asked.n, "grader": named, "batch": own.batch,
+        **task.settings,
     }  # fmt: skip
     with Results(place, settings, at) as results:
 
@@ -72,7 +74,9 @@ def evaluate(
     if at[1] == 1:
         print(make_report([place]))
     else:
-        print(f"shard {at[0]} of {at[1]} is in {place}; when all are done: sharpen report {place.parent}/*.jsonl")
+        every = place if shard else place.with_name(f"{Path(out).stem}.*of{at[1]}{place.suffix}")
+        print(f"shard {at[0]} of {at[1]} is in {place}; when all are done: sharpen report {every}"
+              + " and the others' files" * bool(shard))  # fmt: skip
 
 
 def report(

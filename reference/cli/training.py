@@ -17,8 +17,9 @@ import torch
 
 from reference.checkpoints import write_whole
 from reference.cli.asking import Asked, Grading
+from reference.evaluation.evaluate import until
 from reference.evaluation.graders import make_grader
-from reference.evaluation.tasks import FORMATS, Problem
+from reference.evaluation.tasks import FORMATS, Problem, answer_of
 from reference.grpo import GRPOConfig, grpo
 from reference.interface import Samples
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo_rounds
@@ -73,16 +74,12 @@ class Forecast:
             print(line, file=sys.stderr)
         self.told.add(what)
 
-    @staticmethod
-    def until(seconds: float) -> str:
-        return time.strftime("%H:%M on %A", time.localtime(time.time() + seconds))
-
     def drew(self, prompts: int, left: int, tokens: int) -> None:
         """After each block."""
         seconds = time.perf_counter() - self.begin
         if left:
-            end = self.until(left * seconds / prompts)
-            self.tell("drew", f"{tokens / seconds:.0f} tokens per second; {left} prompts are left to draw, until {end}")
+            end = until(left * seconds / prompts)
+            self.tell("drew", f"{tokens / seconds:.0f} tokens per second; {left} prompts are left to draw, {end}")
 
     def rounds(self, done: int, of: int) -> None:
         """After each of several that grow."""
@@ -98,7 +95,7 @@ class Forecast:
             self.first = run.step, now
         elif left := run.steps - run.step:
             each = (now - at) / (run.step - step)
-            self.tell("trained", f"{each:.2g} s a step; {left} are left, until {self.until(left * each)}")
+            self.tell("trained", f"{each:.2g} s a step; {left:,} are left, {until(left * each)}")
 
 
 def train_sft(asked: Asked, config: SFTConfig, fitting: FitConfig, training: Training) -> None:
@@ -188,11 +185,15 @@ def train_grpo(
     """
     named = grading.grader or FORMATS[asked.input.format or "plain"].grader
     grade = make_grader(named, grading.allow_code_execution)
+    problems = list[Problem]()
     for i, line in enumerate(asked.lines):
-        if "answer" not in line:
-            raise ValueError(f"prompt {i + 1} has no answer; give a --file of JSON lines that have, or a --format")
-    problems = [Problem(line.get("id", i), line["prompt"], str(line["answer"]), line.get("begin", ""))
-                for i, line in enumerate(asked.lines)]  # fmt: skip
+        try:
+            problems.append(Problem(asked.keys[i], line["prompt"], answer_of(line), line.get("begin", "")))
+        except KeyError as error:
+            raise ValueError(f"prompt {i + 1} needs {error.args[0]}; give a --file of JSON lines that have one, "
+                             "or a --format") from None  # fmt: skip
+        if not isinstance(problems[-1].begin, str):
+            raise ValueError(f'prompt {i + 1} has {problems[-1].begin!r} as "begin"; it must be a text')
     for problem in problems:
         grade(problem, "")  # what it cannot grade is found before a token is drawn
 
@@ -210,7 +211,7 @@ def train_grpo(
         )  # fmt: skip
         return {**tuned.log, "cost": asdict(tuned.cost)}
 
-    answers = digest([problem.answer for problem in problems])
+    answers = digest([[problem.answer, problem.begin] for problem in problems])
     training.run(asked, learn, config=config, fitting=fitting, grader=named, answers=answers)
 
 
@@ -220,6 +221,8 @@ def train_svd(asked: Asked, config: SVDConfig, training: Training, fitting: FitC
     Example: sharpen train svd --file problems.txt --out runs/distilled --votes 3 --no-lora --epochs 3 --rate 1e-3
     Page: self_verified_distillation, cascade
     """
+
+    asked.need_words()
 
     def learn(here: Processes, state: Path) -> dict[str, Any]:
         if here.world > 1:

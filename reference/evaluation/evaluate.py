@@ -75,10 +75,18 @@ def evaluate(
 def forecast(found: list[dict[str, Any]], problems: int, seconds: float, left: int) -> str:
     """What the first batch says of the others."""
     tokens = sum(one["cost"]["decoded_tokens"] for one in found)
-    end = time.localtime(time.time() + left * seconds / problems)
     return (
         f"{tokens / max(seconds, 1e-9):.0f} tokens per second; {left} problems are left, about "
-        f"{left * tokens / problems:,.0f} tokens, until {time.strftime('%H:%M on %A', end)}"
+        f"{left * tokens / problems:,.0f} tokens, {until(left * seconds / problems)}"
+    )
+
+
+def until(seconds: float) -> str:
+    """When so much time has passed: an hour of a day of this week, a day, or how many years."""
+    if seconds > (year := 365.25 * 86400) * 100:
+        return f"which takes {seconds / year:.0e} years"
+    return time.strftime(
+        f"until %H:%M on {'%A' if seconds < 6 * 86400 else '%-d %B %Y'}", time.localtime(time.time() + seconds)
     )
 
 

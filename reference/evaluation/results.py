@@ -24,15 +24,17 @@ import numpy as np
 
 from reference.checkpoints import write_whole
 from reference.evaluation.statistics import accuracy, pass_at_k
+from reference.text.identity import first_difference
 
-RESPONSE = {"tokens", "logp", "finished", "answer", "right"}  # what is read of a response,
-COSTS = {"decoded_tokens", "sequential_tokens"}  # and of what it cost
+COSTS = ("decoded_tokens", "sequential_tokens")  # what is read of a result's cost
+NAMES = ("model", "task")  # of settings, shown and not compared: the weights' digest and the task's are
+TIMES = ".times.jsonl"
 
 
 def times_of(path: str | Path) -> Path:
     """Where an evaluation writes what its batches took."""
     path = Path(path)
-    return path.with_suffix(".times.jsonl") if path.suffix == ".jsonl" else path.with_name(f"{path.name}.times.jsonl")
+    return path.with_suffix(TIMES) if path.suffix == ".jsonl" else path.with_name(f"{path.name}{TIMES}")
 
 
 class Results:
@@ -48,6 +50,9 @@ class Results:
         self.done: set[int | str] = set()  # ids
 
     def __enter__(self) -> Results:
+        if self.path.name.endswith(TIMES):
+            raise ValueError(f"{self.path} is what a file of times is called; name another file for results")
+        self.new = not self.path.exists()
         self.file: IO[bytes] = open(self.path, "a+b")
         try:
             self.resume()
@@ -56,7 +61,9 @@ class Results:
             raise
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None and self.new and not self.done:  # a start that failed leaves nothing behind
+            self.path.unlink(missing_ok=True)
         self.file.close()
 
     def resume(self) -> None:
@@ -80,8 +87,9 @@ class Results:
 
     def compare(self, header: Mapping[str, Any]) -> None:
         """ValueError: it names the first setting that differs."""
-        theirs = {**header["settings"], "shard": "{}/{}".format(*header["shard"])}
-        refuse_others(self.path, theirs, {**self.settings, "shard": "{}/{}".format(*self.shard)})
+        theirs = {**compared(header), "shard": "{}/{}".format(*header["shard"])}
+        ours = {**compared({"settings": self.settings}), "shard": "{}/{}".format(*self.shard)}
+        refuse_others(self.path, theirs, ours)
 
     def append(self, lines: Sequence[Mapping[str, Any]], times: Mapping[str, Any] | None = None) -> None:
         """Write the lines, all at once, and wait until they are on the disk."""
@@ -99,18 +107,20 @@ def as_line(result: Mapping[str, Any]) -> bytes:
 
 
 def refuse_others(path: str | Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    for name in (*ours, *theirs):
-        if (a := theirs.get(name)) != (b := ours.get(name)):
-            raise ValueError(
-                f"{path} was written with {name} = {json.dumps(a)}, and now {name} is {json.dumps(b)}; name another "
-                "file, or give the same settings"
-            )
+    if difference := first_difference(theirs, ours):
+        raise ValueError(f"{path} was written with {difference}; name another file, or give the same settings")
+
+
+def compared(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make two runs the same."""
+    return {name: value for name, value in header["settings"].items() if name not in NAMES}
 
 
 def read_header(path: str | Path, line: bytes) -> dict[str, Any]:
     try:
         header = json.loads(line)
-        if isinstance(header["settings"], dict) and len(header["shard"]) == 2:
+        i, n = header["shard"]
+        if isinstance(header["settings"], dict) and type(i) is int and type(n) is int and 0 <= i < n:
             return header
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
@@ -120,23 +130,42 @@ def read_header(path: str | Path, line: bytes) -> dict[str, Any]:
 def read_result(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         result = json.loads(line)
+        counts = [result["index"], *(result["cost"][name] for name in COSTS)]
+        whole = all(type(count) is int and count >= 0 for count in counts) and isinstance(result["responses"], list)
         if (
-            {"index", "id", "responses", "cost"} <= result.keys()
-            and result["cost"].keys() >= COSTS
-            and (result["responses"] and all(response.keys() >= RESPONSE for response in result["responses"]))
+            whole
+            and type(result["id"]) in (int, str)
+            and result["responses"]
+            and all(map(is_response, result["responses"]))
         ):
             return result
-    except (ValueError, AttributeError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ValueError(f"{path}, line {number} is no result; remove it, and the same command does its problem again")
 
 
+def is_response(found: Mapping[str, Any]) -> bool:
+    """KeyError, TypeError: it is not."""
+    return (
+        all(isinstance(found[name], bool) for name in ("finished", "right"))
+        and all(isinstance(found[name], list) for name in ("tokens", "logp"))
+        and all(isinstance(x, int | float) and math.isfinite(x) for x in (*found["tokens"], *found["logp"]))
+        and (found["answer"] is None or isinstance(found["answer"], str))
+    )
+
+
 def read_results(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The results one by one; a half-written last line is passed over."""
+    """The results one by one, in the task's order; a half-written last line is passed over. One whose line was removed
+    stands at the end once it was done again."""
     with open(path, "rb") as file:
+        places, offset = list[tuple[int, int, int]](), 0  # (index, line, offset)
         for number, line in enumerate(file, 1):
             if number > 1 and line.endswith(b"\n"):
-                yield read_result(path, number, line)
+                places.append((read_result(path, number, line)["index"], number, offset))
+            offset += len(line)
+        for _, number, offset in sorted(places):
+            file.seek(offset)
+            yield read_result(path, number, file.readline())
 
 
 def in_order(paths: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
@@ -149,13 +178,13 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> None:
 
     ValueError: the files differ in a setting, one is missing or given twice, or has not all of its problems.
     """
-    paths = [path for path in paths if not str(path).endswith(".times.jsonl")]
+    paths = without_times(paths)
     headers = [read_header(path, first_line(path)) for path in paths]
     if not headers:
         raise ValueError("there is nothing to merge; name the files of all shards")
     settings = headers[0]["settings"]
     for path, header in zip(paths, headers):
-        refuse_others(path, header["settings"], settings)
+        refuse_others(path, compared(header), compared(headers[0]))
     n, have = headers[0]["shard"][1], sorted(tuple(header["shard"]) for header in headers)
     if have != [(i, n) for i in range(n)]:
         shown = ", ".join(f"{i}/{of}" for i, of in have)
@@ -171,10 +200,20 @@ def merge(paths: Sequence[str | Path], out: str | Path) -> None:
                     raise ValueError(f"the problem at place {at} is missing, or there twice; finish all shards first")
                 target.write(as_line(result))
                 count += 1
-            if count < (total := settings.get("problems", count)):
+            if count < (total := number_of_problems(settings, count)):
                 raise ValueError(f"the shards have {count} of {total} problems; finish all of them first")
 
     write_whole(Path(out), write)
+
+
+def number_of_problems(settings: Mapping[str, Any], count: int) -> int:
+    """What the header says of the whole task, or as many as there are."""
+    return found if type(found := settings.get("problems")) is int else count
+
+
+def without_times(paths: Sequence[str | Path]) -> list[str | Path]:
+    """Without what *.jsonl means too."""
+    return [path for path in paths if not str(path).endswith(TIMES)]
 
 
 def is_results(path: str | Path) -> bool:
@@ -215,7 +254,7 @@ class Report:
                 f"{row['sequential_tokens']:.0f}", f"{row['logp']:.2f}",
                 *([say_lift(lift) if lift else ""] if lifted else []),
             ])  # fmt: skip
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
 
     @property
     def lifts(self) -> tuple[list[str], list[str], np.ndarray]:
@@ -273,14 +312,14 @@ def report(paths: Sequence[str | Path]) -> Report:
 
     ValueError: a file that is none of results, or has none yet; a problem that a run's files have twice.
     """
-    paths = [path for path in paths if not str(path).endswith(".times.jsonl")]  # which *.jsonl means too
+    paths = [*{Path(path).resolve(): path for path in without_times(paths)}.values()]  # each once
     if not paths:
         raise ValueError("there is nothing to report; name files of results")
     runs: dict[str, list[str | Path]] = {}
     for path in paths:
         header = read_header(path, first_line(path))
         whole = header["shard"][1] == 1  # two whole files are two runs, whatever their settings
-        runs.setdefault(str(path) if whole else json.dumps(header["settings"]), []).append(path)
+        runs.setdefault(str(path) if whole else json.dumps(compared(header)), []).append(path)
     rows = [summary(files) for files in runs.values()]
     greedy = {row["place"]: row for row in rows if row["greedy"]}
     for row in rows:
@@ -320,13 +359,19 @@ def summary(paths: Sequence[str | Path]) -> dict[str, Any]:
     return {
         "path": str(path), "model": str(settings.get("model", "?")).rstrip("/").rpartition("/")[2],
         "task": str(settings.get("task", "?")), "name": "greedy" if greedy else str(settings.get("method", "?")),
-        "greedy": greedy, "place": tuple(json.dumps(settings.get(x)) for x in ("model", "task", "task_sha256")),
-        "problems": problems, "of": (of := settings.get("problems", problems)), "whole": problems == of,
+        "greedy": greedy, "place": place_of(settings),
+        "problems": problems, "of": (of := number_of_problems(settings, problems)), "whole": problems == of,
         "accuracy": accuracy(list(scores.values())), "scores": scores,
         "pass_at": {k: float(np.mean([pass_at_k(n, c, k) for n, c in counts])) for k in ks},
         "unreadable": unreadable / drawn, "cut": cut / drawn, "total_tokens": total / problems,
         "sequential_tokens": sequential / problems, "logp": logp / drawn, "lift": None,
     }  # fmt: skip
+
+
+def place_of(settings: Mapping[str, Any]) -> str:
+    """The model and the task: their digests, or names where an old file has none."""
+    model, task = settings.get("weights", settings.get("model")), settings.get("task_sha256", settings.get("task"))
+    return json.dumps([model, task, settings.get("format")])
 
 
 def lift(scores: Mapping[int | str, float], base: Mapping[int | str, float]) -> dict[str, Any] | None:

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from reference.evaluation.lines import QUESTIONS, check_id, read_objects
 from reference.randomness import child_seed, key_of
 
-QUESTIONS, ANSWERS = ("prompt", "problem", "question"), ("answer", "solution", "expected_answer")
+ANSWERS = ("answer", "solution", "expected_answer")
 IDS = ("id", "unique_id", "task_id", "ID", "Record ID")
 STEPS = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 LETTERS = "ABCDEFGHIJ"
@@ -62,23 +62,22 @@ class Task:
 
     def problems(self) -> Iterator[Problem]:
         seen: set[bytes] = set()
-        for number, fields in read_lines(self.path):
+        for place, number, fields in read_objects(self.path):
             id = next((fields[name] for name in IDS if name in fields), number - 1)
-            if not isinstance(id, str | int) or isinstance(id, bool):
-                raise ValueError(f"{self.path}, line {number}: the id {id!r} is neither a text nor a whole number")
+            check_id(place, id)
             mark = hashlib.blake2b(str(id).encode(), digest_size=8).digest()
             if mark in seen:
-                raise ValueError(f"{self.path}, line {number}: the id {id!r} was there before; ids must differ")
+                raise ValueError(f"{place}: the id {id!r} was there before; ids must differ")
             seen.add(mark)
             try:
                 problem = FORMATS[self.format].read(fields, id, self.seed)
             except KeyError as error:
                 have = ", ".join(map(str, fields)) or "nothing"
                 raise ValueError(
-                    f"{self.path}, line {number}: format {self.format!r} needs {error.args[0]}; the line has {have}"
+                    f"{place}: format {self.format!r} needs {error.args[0]}; the line has {have}"
                 ) from None
             if not problem.prompt.strip():
-                raise ValueError(f"{self.path}, line {number}: the prompt is empty")
+                raise ValueError(f"{place}: the prompt is empty")
             yield problem
 
     def check(self) -> int:
@@ -88,6 +87,8 @@ class Task:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What the problems follow from; results are resumed and merged only if it is the same."""
+        if Path(self.path).exists() and not (Path(self.path).is_file() or Path(self.path).is_dir()):
+            raise ValueError(f"{self.path} is a pipe, and a task is read several times; write it to a file first")
         count = sum(1 for _ in self)
         if not count:
             raise ValueError(f"{self.path} has no problem; put one on each line, as JSON")
@@ -97,26 +98,11 @@ class Task:
                 "task_seed": self.seed}  # fmt: skip
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The file's objects with the numbers of their lines, from 1; empty lines are passed over."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
-                raise ValueError(f"{path}, line {number} is not JSON ({error})") from None
-            if not isinstance(fields, dict):
-                raise ValueError(f"{path}, line {number} is not an object but a {type(fields).__name__}")
-            yield number, fields
-
-
-def parse_shard(text: str) -> tuple[int, int]:
+def parse_shard(text: str, name: str = "shard") -> tuple[int, int]:
     """ "1/4" is the second of four."""
     i, _, n = text.partition("/")
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
-        raise ValueError(f"shard is {text!r}; it must be i/n with i from 0 to n - 1, such as 0/2 and 1/2")
+        raise ValueError(f"{name} is {text!r}; it must be i/n with i from 0 to n - 1, such as 0/2 and 1/2")
     return int(i), int(n)
 
 
@@ -132,8 +118,12 @@ def field(fields: Mapping[str, Any], *names: str) -> str:
     raise KeyError(" or ".join(map(repr, names)) + " (text or a number)")
 
 
+def answer_of(fields: Mapping[str, Any]) -> str:
+    return field(fields, *ANSWERS)
+
+
 def plain(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
-    return Problem(id, field(fields, *QUESTIONS), field(fields, *ANSWERS))
+    return Problem(id, field(fields, *QUESTIONS), answer_of(fields))
 
 
 def boxed(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:

@@ -13,7 +13,8 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from reference.checkpoints import write_whole
 
 VERSION = 1  # of what is written; a change of it makes older files another run's
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sharpening" / "digests.json"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "sharpening" / "digests.json"
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -58,7 +59,8 @@ def first_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str 
     """What a refusal names: "beta = 0.1, and now beta is 1.0"; None if they are the same."""
     for name in (*ours, *theirs):
         if (a := theirs.get(name)) != (b := ours.get(name)):
-            return f"{name} = {json.dumps(a)}, and now {name} is {json.dumps(b)}"
+            digests = all(isinstance(x, str) and re.fullmatch(r"([0-9a-f]{16}){1,4}", x) for x in (a, b))
+            return f"{name} = {json.dumps(a)}, and now {name} is {json.dumps(b)}" + " (digests of contents)" * digests
     return None
 
 
@@ -66,12 +68,10 @@ def first_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str 
 # Checkpoints
 
 
-def folder_digest(folder: Path, *patterns: str) -> str:
-    """Of a folder's files of some patterns. Those of large files are remembered by size and time: gigabytes are read
-    once."""
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    names = [path.relative_to(folder).as_posix() for path in files]
-    return digest(dict(zip(names, map(file_digest, files))))
+def files_digest(folder: Path, names: Iterable[str]) -> str:
+    """Of some of a folder's files. Those of large ones are remembered by size and times: gigabytes are read once.
+    FileNotFoundError: one is missing."""
+    return digest({name: file_digest(folder / name) for name in sorted(names)})
 
 
 def module_digest(name: str | None) -> str | None:
@@ -85,15 +85,16 @@ def module_digest(name: str | None) -> str | None:
 
 def file_digest(path: Path) -> str:
     stat = path.stat()
-    key, mark = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
+    key, mark = str(path.resolve()), [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     if stat.st_size < 1 << 20:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     try:
-        known = json.loads(CACHE.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if known.get(key, [None])[:-1] == mark:
-        return known[key][-1]
+        known = dict(json.loads(CACHE.read_text()))
+        *theirs, found = known.get(key, [None])
+        if theirs == mark:
+            return str(found)
+    except (OSError, ValueError, TypeError, RecursionError):
+        known = {}  # there is none, or what is there is none
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     try:

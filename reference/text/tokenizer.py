@@ -52,6 +52,12 @@ QUOTED, WRITTEN = "\ufdd0", "\ufdd1"  # before a special token's string: in a me
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}, and what else the template reads
 
 
+def tokenizer_files(folder: Path) -> list[str]:
+    """The names of those of its files that are read."""
+    more = [path.relative_to(folder).as_posix() for path in folder.glob("additional_chat_templates/*.jinja")]
+    return [name for name in (*FILES, "config.json", *sorted(more)) if (folder / name).is_file()]
+
+
 class Tokenizer:
     """A `tokenizers.Tokenizer` with its special tokens, chat templates and stop ids."""
 
@@ -84,9 +90,7 @@ class Tokenizer:
                 f"{folder / 'tokenizer.json'} does not exist; a tokenizer in another format (tokenizer.model, "
                 "vocab.json) must be converted: load it with transformers.AutoTokenizer and save it"
             )
-        more = [path.relative_to(folder).as_posix() for path in folder.glob("additional_chat_templates/*.jinja")]
-        names = [name for name in (*FILES, "config.json", *sorted(more)) if (folder / name).is_file()]
-        return cls({name: (folder / name).read_bytes() for name in names}, str(folder))
+        return cls({name: (folder / name).read_bytes() for name in tokenizer_files(folder)}, str(folder))
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write the files that this was read from, byte for byte, each whole or absent; config.json is the model's.

@@ -20,7 +20,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ class FitConfig:
         least = {"batch": 1, "micro": 1, "save_every": 1, "warmup": 0, "weight_decay": 0}
         schedules = ("linear", "cosine", "constant")
         check_settings(self, positive=("epochs", "rate"), least=least, among={"schedule": schedules})
+        if self.weight_decay == math.inf:
+            raise ValueError("weight_decay is inf; it must be a finite number")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; give two numbers from 0 to below 1, such as 0.9, 0.999")
         if not self.clip > 0:
@@ -117,21 +119,20 @@ def train_rounds(
     """Reinforcement learning: each round draws with the model as it is, and then makes `updates` steps.
 
     play(t): the loss of round t, which rows its u-th step takes, and what drawing cost. The run has been resumed; state
-    and after are as for `train`, but per round. Returns what was drawn here (a resumed run counts from where it went
-    on)."""
-    cost, done = Cost(), run.step // updates
+    and after are as for `train`, but per round. Returns what all rounds drew, those before a resumption too."""
+    done = run.step // updates
     with tqdm(total=rounds, initial=done, desc=label, unit="round", disable=None, leave=False) as progress:
         for t in range(done, rounds):
             loss, rows, drawn = play(t)
             for u in range(updates):
                 run.update(loss, rows(u))
-            cost += drawn
+            run.cost += drawn
             progress.update()
             if after is not None:
                 after(run)
             if (t + 1) % run.config.save_every == 0 or t + 1 == rounds:
                 run.save(state)
-    return cost
+    return run.cost
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ class Trainer:
         with, its result depends."""
         self.model, self.config, self.steps, self.step = model, config, steps, 0
         self.log: dict[str, list[float]] = {"loss": []}
+        self.cost = Cost()  # of what was drawn for it, by `train_rounds`
         self.saved, self.writes = "no checkpoint was written", True
         self.weights = trainable(model)
         shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
@@ -245,7 +247,8 @@ class Trainer:
         if not math.isfinite(total + norm):
             raise ValueError(
                 f"step {self.step + 1}: the loss is {total} and its gradient's norm {norm}, so training stops before "
-                f"it; {self.saved}; try a lower rate, a warm-up, or look at examples {rows[:8].tolist()}"
+                f"it; {self.saved}; start anew, in a new folder, with a lower rate or a warm-up, or look at examples "
+                f"{rows[:8].tolist()}"
             )
         self.optimiser.step()
         self.step += 1
@@ -281,10 +284,19 @@ class Trainer:
         self.optimiser.load_state_dict(kept["optimiser"])
 
     def save(self, path: str | Path | None) -> None:
-        """Write a checkpoint, whole or not at all. OSError: it cannot be written; the one before it is intact."""
+        """Write a checkpoint, whole or not at all. OSError: it cannot be written; the one before it is intact.
+        ValueError, also without a path: a weight is not finite any more."""
+        for name, weight in self.weights.items():
+            own = weight.to_local() if hasattr(weight, "to_local") else weight  # if sharded
+            if not own.isfinite().all():
+                raise ValueError(
+                    f"step {self.step}: weight {name!r} is not finite any more, so nothing is written; {self.saved}; "
+                    "start anew, in a new folder, with a lower rate or weight decay"
+                )
         if path is None:
             return
-        kept = {"run": self.run, "step": self.step, "log": self.log, **machine(), **self.gather()}
+        kept = {"run": self.run, "step": self.step, "log": self.log, "cost": asdict(self.cost), **machine(),
+                **self.gather()}  # fmt: skip
         try:
             if self.writes:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -311,7 +323,7 @@ class Trainer:
         if here != machine():
             warnings.warn(f"{path} was written with {here}, this is {machine()}: not the same to the bit", stacklevel=2)
         self.scatter(kept)
-        self.step, self.log = kept["step"], kept["log"]
+        self.step, self.log, self.cost = kept["step"], kept["log"], Cost(**kept.get("cost", {}))
         self.saved = f"the checkpoint of step {self.step} is in {path}"
 
 

@@ -33,7 +33,9 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        check_settings(self, least={"rank": 1})
+        check_settings(self, least={"rank": 1}, positive=("alpha",))
+        if not self.targets:
+            raise ValueError(f"targets are empty; name layers, such as {', '.join(PROJECTIONS)}")
 
 
 class LoRALinear(nn.Linear):

@@ -6,10 +6,10 @@ draws/       responses, a file for each block of prompts: what was drawn is save
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,36 +34,52 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
-        self.path, self.identity, self.made = Path(path), json.loads(json.dumps(identity)), False
+        if not str(path):
+            raise ValueError("the name of the folder to write to is empty; give one")
+        self.path, self.identity = Path(path), json.loads(json.dumps(identity))
 
     def __enter__(self) -> Path:
-        record = self.path / "training.json"
-        if self.path.is_dir() and any(self.path.iterdir()) and not record.exists():
-            raise ValueError(
-                f"{self.path} is not empty, and what it holds is no run of this command; name a new folder"
-            )
-        self.made = not self.path.exists()
+        self.made = [path for path in (self.path, *self.path.parents) if not path.exists()]  # innermost first
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock = os.open(self.path, os.O_RDONLY)  # the folder itself is locked
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self.lock)
-            raise ValueError(f"{self.path} is being written by another process; wait for it, or end it") from None
-        if not record.exists():
-            write_whole(record, lambda part: part.write_text(json.dumps(self.identity, indent=1) + "\n"))
-            return self.path
-        if difference := first_difference(read_record(record), self.identity):
-            os.close(self.lock)
-            raise ValueError(
-                f"{self.path} was written with {difference}; name another folder, or give the same settings"
-            )
+            self.claim(self.path / "training.json")
+        except BaseException:
+            self.leave()
+            raise
         return self.path
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def claim(self, record: Path) -> None:
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{self.path} is being written by another process; wait for it, or end it") from None
+        if record.exists():
+            if difference := first_difference(read_record(record), self.identity):
+                raise ValueError(
+                    f"{self.path} was written with {difference}; name another folder, or give the same settings"
+                )
+            for part in self.path.rglob(".*.part"):  # of a process that was killed
+                part.unlink()
+        elif any(self.path.iterdir()):
+            raise ValueError(
+                f"{self.path} is not empty, and what it holds is no run of this command; name a new folder"
+            )
+        else:
+            write_whole(record, lambda part: part.write_text(json.dumps(self.identity, indent=1) + "\n"))
+
+    def leave(self) -> None:
         os.close(self.lock)
+        for path in self.made:
+            with contextlib.suppress(OSError):  # somebody else has come
+                path.rmdir()
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is not None and {path.name for path in self.path.iterdir()} <= {"training.json"}:
-            shutil.rmtree(self.path) if self.made else (self.path / "training.json").unlink(missing_ok=True)
+            (self.path / "training.json").unlink(missing_ok=True)
+        else:
+            self.made = []
+        self.leave()
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -74,6 +90,15 @@ def read_record(path: Path) -> dict[str, Any]:
     except ValueError:
         pass
     raise ValueError(f"{path} is no record of a run; name another folder")
+
+
+def read_draws(path: Path, device: torch.device) -> Any:
+    try:
+        with torch.serialization.safe_globals(SAFE):
+            return torch.load(path, weights_only=True, map_location=device)
+    except Exception as error:  # torch raises what it likes
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} holds no draws ({reason}); remove it, and they are drawn again") from None
 
 
 def in_blocks(
@@ -88,15 +113,15 @@ def in_blocks(
         sampler: Callable, model: Any, prompts: Sequence, *args: Any, keys: Sequence | None = None, **settings: Any
     ) -> Any:
         keys = list(range(len(prompts)) if keys is None else keys)
-        drawn, tokens, told = 0, 0, flat({"sampler": sampler, "args": args, **settings})
+        depends = {name: value for name, value in settings.items() if name != "slots"}  # how many at a time
+        drawn, tokens, told = 0, 0, flat({"sampler": sampler, "args": args, **depends})
         parts = []
         for at in range(0, len(prompts), block):
             own, named = prompts[at : at + block], keys[at : at + block]
             mark = digest([told, [list(map(int, prompt)) for prompt in own], named])
             path = folder / "draws" / f"{mark}.pt"
             if path.exists():
-                with torch.serialization.safe_globals(SAFE):
-                    parts.append(torch.load(path, weights_only=True, map_location=model.device))
+                parts.append(read_draws(path, model.device))
                 continue
             parts.append(sample(sampler, model, own, *args, keys=named, **settings))
             drawn, tokens = drawn + len(own), tokens + Cost.parallel(parts[-1].costs).decoded_tokens

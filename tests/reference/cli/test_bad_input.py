@@ -47,6 +47,10 @@ FILES = {
     "text.jsonl": LINE % '{"tokens": "123"}', "none.jsonl": LINE % "", "true.jsonl": LINE % '{"tokens": [true]}',
     "deep.jsonl": "[" * 100_000, "float.jsonl": '{"prompt": "1 + 1", "id": 1.5}',
     "long.jsonl": '{"prompt": "1 + 1", "id": 1' + "0" * 30 + "}",
+    "surrogate.jsonl": '{"prompt": "1 + 1", "answer": "2", "id": "\\ud800"}', "empty.jsonl": '{"prompt": " "}',
+    "twice.jsonl": '{"prompt": "1 + 1", "id": "a"}\n{"prompt": "1 + 1 + 1", "id": "a"}',
+    "array.json": '[{"prompt": "1 + 1"},\n {"problem": 3}]', "nothing.jsonl": '{"prompt": "1 + 1", "answer": null}',
+    "begin.jsonl": '{"prompt": "1 + 1", "answer": "2", "begin": 5}',
     "results.jsonl": '{"settings": {}, "shard": [0, 1]}\n{"index": 0, "id": 1, "responses": [{}], "cost": {}}\n',
 }  # fmt: skip
 
@@ -73,9 +77,32 @@ FILES = {
     (("score", "--file", "{tmp}/half.jsonl"), "prompt 1 has no response"),
     (("score", "--file", "{tmp}/text.jsonl"), "prompt 1 has no response"),
     (("score", "--file", "{tmp}/true.jsonl"), "prompt 1 has no response"),
-    (("sample", "--file", "{tmp}/deep.jsonl"), "line 1 is not an object"),
-    (("sample", "--file", "{tmp}/float.jsonl"), "has the id 1.5"),
-    (("sample", "--file", "{tmp}/long.jsonl"), "an id is a text or a whole number of 63 bits"),
+    (("sample", "--file", "{tmp}/deep.jsonl"), "line 1 is not JSON"),
+    (("sample", "--file", "{tmp}/float.jsonl"), "the id 1.5 is neither a text nor a whole number"),
+    (("sample", "--file", "{tmp}/long.jsonl"), "neither a text nor a whole number of 63 bits"),
+    (("evaluate", "sample", "--task", "{tmp}/long.jsonl", "-o", "{tmp}/x"), "nor a whole number of 63 bits"),
+    (("sample", "--file", "{tmp}/surrogate.jsonl"), "the id '\\ud800' has half a surrogate pair"),
+    (("evaluate", "sample", "--task", "{tmp}/surrogate.jsonl", "-o", "{tmp}/x"), "has half a surrogate pair"),
+    (("sample", "--file", "{tmp}/twice.jsonl"), "prompt 2 has the id 'a' of prompt 1; ids must differ"),
+    (("train", "sft", "--file", "{tmp}/twice.jsonl", "-o", "{tmp}/x"), "prompt 2 has the id 'a' of prompt 1"),
+    (("sample", "--file", "{tmp}/empty.jsonl"), "line 1: the prompt is empty"),
+    (("sample", " "), "the prompt is empty"),
+    (("sample", "--file", "{tmp}/array.json"), "entry 2 is not an object with a"),
+    (("sample", "--file", "{tmp}"), "Is a directory"), (("sample", "--file", "{tmp}/none"), "No such file"),
+    (("sample", "1 + 1", "-o", ""), "the name of a file to write to is empty"),
+    (("sample", "1 + 1", "-o", "{tmp}/no/x"), "no/x cannot be written"),
+    (("train", "sft", "1 + 1", "-o", ""), "the name of the folder to write to is empty"),
+    (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--lora-targets", ","), "targets are empty"),
+    (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--lora-alpha", "nan"), "alpha is nan"),
+    (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--weight-decay", "inf"), "weight_decay is inf"),
+    (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--rate", "1e39"), "rate is 1e+39; it must be at most 1e+15"),
+    (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--epochs", "1e300"), "epochs is 1e+300; it must be at most 1e+15"),
+    (("train", "svd", "1 + 1", "-o", "{tmp}/x", "--raw"), "drop --raw"),
+    (("train", "grpo", "1 + 1", "-o", "{tmp}/x"), "prompt 1 needs 'answer' or 'solution' or 'expected_answer'"),
+    (("train", "grpo", "-f", "{tmp}/nothing.jsonl", "-o", "{tmp}/x"), "prompt 1 needs 'answer'"),
+    (("train", "grpo", "-f", "{tmp}/begin.jsonl", "-o", "{tmp}/x"), 'prompt 1 has 5 as "begin"; it must be a text'),
+    (("evaluate", "sample", "--task", "{tmp}/begin.jsonl", "-o", "{tmp}/x.times.jsonl"), "a file of times"),
+    (("power", "1 + 1", "--alpha", "1e308"), "alpha is 1e+308"),
     (("evaluate", "sample", "--task", "{tmp}/deep.jsonl", "-o", "{tmp}/x"), "line 1 is not JSON"),
     (("report", "{tmp}/deep.jsonl"), "is no file of results"),
     (("report", "{tmp}/results.jsonl"), "line 2 is no result"),
@@ -91,7 +118,9 @@ def test_torchruns_numbers_are_checked(run, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("WORLD_SIZE", "2")
     (tmp_path / "task.jsonl").write_text('{"question": "1 + 1", "answer": "2"}')
-    assert "shard is '5/2'" in run("evaluate", "sample", "--task", tmp_path / "task.jsonl", "-o", tmp_path / "x")
+    assert "RANK/WORLD_SIZE in the environment is '5/2'" in run(
+        "evaluate", "sample", "--task", tmp_path / "task.jsonl", "-o", tmp_path / "x"
+    )
 
 
 def test_a_checkpoint_does_not_choose_what_is_imported(tmp_path, run):

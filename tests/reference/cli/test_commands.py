@@ -61,7 +61,7 @@ def checkpoint(tmp_path_factory):
 
     def make(family: str) -> str:
         if family not in made:
-            torch.manual_seed(len(made))
+            torch.manual_seed([*FAMILIES].index(family))  # whatever the order of tests
             folder = made[family] = tmp_path_factory.mktemp(family)
             backend = byte_level()
             sizes = {**SIZES, "eos_token_id": backend.token_to_id("</s>"), "head_dim": 8}
@@ -255,7 +255,7 @@ SHORTLY = ["--epochs", 1, "--batch", 4, "--lora-rank", 2, "--lora-targets", "q_p
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_writes_a_checkpoint_that_is_another_model(family, checkpoint, run, tmp_path):
     file, out = tmp_path / "problems.jsonl", tmp_path / "trained"
-    file.write_text("\n".join(json.dumps({"prompt": question, "answer": "7"}) for question in QUESTIONS))
+    file.write_text("\n".join(json.dumps({"prompt": question, "answer": "no such text"}) for question in QUESTIONS))
     before = Transformer.from_pretrained(checkpoint(family)).state_dict()
     for kind, options in TRAIN.items():
         said = run("train", kind, "--model", checkpoint(family), "--file", file, "-o", out / kind, *options, *SHORTLY)
@@ -653,7 +653,7 @@ def test_the_overview_needs_no_torch(tmp_path):
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--stream"], "Unrecognized options: --stream"),
         (["report", "nowhere.jsonl"], "nowhere.jsonl"),
         (["report", "{task}"], "relay.jsonl"),
-        (["train", "grpo", "1 + 1", "--out", "{tmp}/x"], "prompt 1 has no answer"),
+        (["train", "grpo", "1 + 1", "--out", "{tmp}/x"], "prompt 1 needs 'answer'"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, run, tmp_path, task):
@@ -665,9 +665,9 @@ def test_broken_input_is_named(run, tmp_path, monkeypatch, checkpoint):
     file = tmp_path / "lines.jsonl"
     for text, message in (
         ('{"prompt": "1 + 1"}\n{"answer": 2}\n', "line 2 is not an object with"),
-        ('{"prompt": "1 + 1"}\n[3]\n', "line 2 is not an object with"),
+        ('{"prompt": "1 + 1"}\n[3]\n', "line 2 is not an object"),
         ('{"prompt": "1 + 1"}\n{"prompt": 3}\n', "line 2 is not an object with"),
-        ('{"prompt": "1 + 1"}\n\n{"prompt"\n', "line 3 is not an object with"),
+        ('{"prompt": "1 + 1"}\n\n{"prompt"\n', "line 3 is not JSON"),
         ("\n\n", "has no line"),
     ):
         file.write_text(text)

@@ -12,7 +12,7 @@ import pytest
 
 import reference.__main__ as command
 from reference.checkpoints import NAMED, write_whole
-from reference.text.identity import digest, file_digest, first_difference, flat, folder_digest
+from reference.text.identity import digest, file_digest, files_digest, first_difference, flat
 from reference.training.loop import Trainer
 from reference.training.run_folder import RunFolder
 from reference.transformer import Transformer
@@ -374,7 +374,128 @@ def test_large_files_are_read_once(tmp_path, monkeypatch):
     assert file_digest(file) == first
     monkeypatch.undo()
     monkeypatch.setattr("reference.text.identity.CACHE", tmp_path / "cache" / "digests.json")
-    file.write_bytes(b"y" * (1 << 20))
-    os.utime(file, ns=(1, 1))
+    times = os.stat(file)
+    with open(file, "r+b") as same:  # in place, of the same size, and with the old time put back
+        same.write(b"y" * (1 << 20))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert file_digest(file) != first
-    assert folder_digest(tmp_path, "*.safetensors") != folder_digest(tmp_path, "*.json")
+    (tmp_path / "small.json").write_text("{}")
+    assert files_digest(tmp_path, ["model.safetensors"]) != files_digest(tmp_path, ["small.json"])
+
+
+@pytest.mark.parametrize("broken", ["[]", "3", "{", '{"a": 3}', "[[1, 2]]"])
+def test_a_broken_memory_of_digests_is_made_anew(broken, tmp_path, monkeypatch):
+    monkeypatch.setattr("reference.text.identity.CACHE", tmp_path / "digests.json")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"x" * (1 << 20))
+    (tmp_path / "digests.json").write_text(broken.replace("a", str(file)))
+    first = file_digest(file)
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert file_digest(file) == first
+
+
+def test_only_what_is_read_belongs_to_a_model(run, problems, model):
+    """A stray file changes nothing; a shard that the index names does."""
+    arguments = ("evaluate", "sample", "--max-new-tokens", 4, "--task", problems, "--model", model)
+    run(*arguments, "-o", problems.parent / "a.jsonl", "--batch", 2)
+    for name in ("notes.json", "model.old.safetensors", "trainer_state.json"):
+        (model / name).write_text("{}")
+    shutil.copytree(model, problems.parent / "copy")
+    run(*arguments, "-o", problems.parent / "a.jsonl", "--batch", 2)
+    run(*arguments[:-1], problems.parent / "copy", "-o", problems.parent / "a.jsonl", "--batch", 2)
+
+
+def test_a_resumed_grpo_knows_what_all_of_it_cost(run, problems, cut_off, monkeypatch):
+    arguments = ("train", "grpo", *KINDS["grpo"], *COMMON, "--file", problems)
+    run(*arguments, "-o", problems.parent / "cut", code=130)
+    cut_off()
+    run(*arguments, "-o", problems.parent / "cut")
+    run(*arguments, "-o", problems.parent / "whole")
+    costs = [json.loads((problems.parent / name / "log.json").read_text())["cost"] for name in ("cut", "whole")]
+    assert costs[0] == costs[1]
+    run(*arguments, "-o", problems.parent / "whole")  # nothing is left to do
+    assert json.loads((problems.parent / "whole" / "log.json").read_text())["cost"] == costs[1]
+
+
+def test_how_a_program_begins_belongs_to_a_run_of_grpo(run, problems, cut_off):
+    arguments = ("train", "grpo", *KINDS["grpo"], *COMMON, "--file", problems, "-o", problems.parent / "out")
+    run(*arguments, code=130)
+    rows = [json.loads(line) for line in problems.read_text().splitlines()]
+    problems.write_text("\n".join(json.dumps({**row, "begin": "def f():"}) for row in rows))
+    run(*arguments, code=2)
+    assert "answers = " in run.err
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04"])
+def test_broken_draws_are_named(content, run, problems, cut_off):
+    arguments = ("train", "sft", *KINDS["sft"], *COMMON, "--file", problems, "-o", problems.parent / "out")
+    run(*arguments, code=130)
+    (draws,) = (problems.parent / "out" / "draws").iterdir()
+    draws.write_bytes(content)
+    run(*arguments, code=2)
+    assert f"{draws} holds no draws" in run.err and "remove it, and they are drawn again" in run.err
+    draws.unlink()
+    cut_off()
+    run(*arguments, "--slots", 3)  # how many at a time does not matter
+    assert len(list(draws.parent.iterdir())) == 1
+
+
+def test_a_failed_start_leaves_no_folder_of_its_path(run, problems, tmp_path):
+    (tmp_path / "there").mkdir()
+    run("train", "sft", "--file", problems, "-o", tmp_path / "there" / "a" / "b", "--model", tmp_path, code=2)
+    assert list((tmp_path / "there").iterdir()) == []
+    with pytest.raises(KeyError), RunFolder(tmp_path / "there" / "a" / "b", {}):
+        raise KeyError
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_record_that_cannot_be_read_locks_nobody_out(tmp_path):
+    (tmp_path / "training.json").write_text("[")
+    for _ in range(2):  # the second is not told that the first still writes
+        with pytest.raises(ValueError, match="is no record of a run"), RunFolder(tmp_path, {}):
+            pass
+
+
+def test_parts_are_ones_own(tmp_path):
+    """Two writers of one file write into files of their own, and a user's x.part stays."""
+    (tmp_path / "x.part").write_text("a user's")
+    names = []
+
+    def first(part):
+        names.append(part.name)
+        part.write_text("first")
+        subprocess.run([sys.executable, "-c", f"""
+from pathlib import Path
+from reference.checkpoints import write_whole
+write_whole(Path({str(tmp_path / "x")!r}), lambda part: part.write_text("second"))
+"""], check=True, cwd=ROOT)  # fmt: skip
+
+    write_whole(tmp_path / "x", first)
+    assert (tmp_path / "x").read_text() == "first" and (tmp_path / "x.part").read_text() == "a user's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.part"] and names[0].endswith(".part")
+
+
+def test_what_is_written_can_be_read_by_whom_the_umask_lets(tmp_path):
+    def private(part):
+        part.write_text("x")
+        part.chmod(0o600)  # as safetensors does
+
+    old = os.umask(0o022)
+    try:
+        write_whole(tmp_path / "x", private)
+        assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+        (tmp_path / "x").chmod(0o640)
+        write_whole(tmp_path / "x", private)
+        assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(old)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams(closed, problems, tmp_path):
+    shell = (
+        f"{sys.executable} -m reference evaluate sample --max-new-tokens 4 --task {problems} -o {tmp_path}/a {closed}"
+    )
+    done = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr + done.stdout
+    assert len((tmp_path / "a").read_text().splitlines()) == 5

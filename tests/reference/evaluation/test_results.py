@@ -245,3 +245,77 @@ def test_the_picture_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match="pip install matplotlib"):
         report([power]).draw(tmp_path / "x.png")
+
+
+def test_a_line_that_was_removed_and_done_again_is_in_its_place_when_merged(tmp_path, task):
+    whole = run(tmp_path / "whole.jsonl", task)
+    paths = [tmp_path / f"{i}.jsonl" for i in range(2)]
+    for i, path in enumerate(paths):
+        run(path, task, shard=(i, 2))
+    lines = paths[0].read_bytes().splitlines(keepends=True)
+    paths[0].write_bytes(b"".join(lines[:2] + lines[3:]))
+    run(paths[0], task, shard=(0, 2))
+    assert paths[0].read_bytes() != b"".join(lines)  # it stands at the end
+    merge(paths, tmp_path / "merged.jsonl")
+    assert (tmp_path / "merged.jsonl").read_bytes() == whole
+
+
+def test_names_are_shown_and_not_compared(tmp_path, task):
+    """The same weights under another path, the same task under another name."""
+    known = {**SETTINGS, "weights": "w", "task": "t", "task_sha256": "s"}
+    run(tmp_path / "a.jsonl", task, settings=known, shard=(0, 2))
+    run(tmp_path / "a.jsonl", task, settings={**known, "model": "elsewhere/m", "task": "copy"}, shard=(0, 2))
+    run(tmp_path / "b.jsonl", task, settings={**known, "model": "./m"}, shard=(1, 2))
+    greedy = {**known, "model": "n", "method": "sample", "temperature": 0}
+    run(tmp_path / "greedy.jsonl", task, settings=greedy)
+    run(tmp_path / "other.jsonl", task, settings={**greedy, "weights": "v"})
+    merge([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "merged.jsonl")
+    names = ("a", "b", "greedy", "other", "merged", "./merged", "greedy")
+    rows = report([tmp_path / f"{name}.jsonl" for name in names]).rows
+    assert [row["problems"] for row in rows] == [11, 11, 11, 11]  # each file once
+    assert [row["lift"] is not None for row in rows] == [True, False, False, True]  # over the same weights only
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("index", "1"), ("index", True), ("index", -1), ("id", 1.5), ("id", None), ("responses", {}), ("responses", []),
+    ("responses", [3]), ("cost", 3), ("cost", {"decoded_tokens": "9", "sequential_tokens": 2}),
+    ("right", "yes"), ("right", None), ("logp", [None]), ("logp", ["-1"]), ("logp", 3), ("tokens", "12"),
+    ("finished", 1), ("answer", 3), ("logp", [float("nan")]),
+])  # fmt: skip
+def test_a_line_of_other_types_is_no_result(name, value, tmp_path, task):
+    path = tmp_path / "a.jsonl"
+    run(path, task)
+    head, first, *rest = path.read_text().splitlines()
+    line = json.loads(first)
+    (line if name in line else line["responses"][0])[name] = value
+    path.write_text("\n".join([head, json.dumps(line), *rest]))
+    with pytest.raises(ValueError, match="line 2 is no result; remove it"):
+        report([path])
+
+
+@pytest.mark.parametrize("shard", [[0], [1, 1], ["0", "1"], 3, None, [-1, 2], [0, 1, 2]])
+def test_a_header_of_other_types_is_none(shard, tmp_path):
+    (path := tmp_path / "a.jsonl").write_text(json.dumps({"settings": {}, "shard": shard}) + "\n")
+    with pytest.raises(ValueError, match="its first line has no settings"):
+        report([path])
+
+
+def test_a_run_that_fails_before_its_first_result_leaves_no_file(tmp_path, task):
+    path = tmp_path / "a.jsonl"
+
+    def fail(questions, keys):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        run(path, task, fail)
+    assert not path.exists()
+    path.touch()  # somebody's own
+    with pytest.raises(ValueError, match="no"):
+        run(path, task, fail)
+    assert path.exists()
+
+
+def test_a_bar_in_a_name_does_not_make_a_column(tmp_path, task):
+    run(tmp_path / "a.jsonl", task, settings={**SETTINGS, "method": "a|b"})
+    head, _, row = str(report([tmp_path / "a.jsonl"])).splitlines()
+    assert head.count("|") == row.count("|") and "a&#124;b" in row
