@@ -12,7 +12,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup smollm2 demo demo-real test test-real results-real test-all test-machines lint mutants claims figures results bench toy toy-worlds toy-large card clean
+.PHONY: help setup smollm2 demo demo-real test test-real test-lm-eval results-real test-all test-machines lint mutants claims figures results bench toy toy-worlds toy-large card clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,10 @@ test: $(READY)  ## the tests that run in minutes on a laptop
 
 test-all: $(READY)  ## all tests; what cannot run here is skipped and says why
 	$(RUN) -m pytest $(CORES) -m "slow or not slow" -rs
+
+test-lm-eval: $(READY)  ## lm-evaluation-harness with the methods here, which is installed for it: fifty packages
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[lm-eval]'
+	$(RUN) -m pytest -m "slow or not slow" tests/reference/cli/test_harness.py
 
 # What a processor without AVX512, or without any vectors, would compute: other kernels, so other roundings.
 MACHINES := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1

@@ -75,6 +75,8 @@ def check_settings(
     for name, low in (least or {}).items():
         if (value := getattr(settings, name)) is not None and not value >= low:
             raise ValueError(f"{name} is {value}; it must be at least {low}")
+        if value == math.inf and name != "clip":
+            raise ValueError(f"{name} is inf; it must be a finite number")
     for name, known in (among or {}).items():
         if (value := getattr(settings, name)) not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}")

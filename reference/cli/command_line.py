@@ -200,6 +200,12 @@ def read_docstring(text: str) -> tuple[str, str, str]:
 def run(name: str, arguments: Sequence[str]) -> None:
     """Read a command's options and do what it says."""
     function, rest, method, hidden = load(name), list(arguments), None, list[type]()
+    if "arguments" in inspect.signature(function).parameters:  # a foreign command's own
+        if rest in (["-h"], ["--help"]):
+            text, example, pages = read_docstring(function.__doc__ or "")
+            print(f"usage: sharpen {name} [its own options]\n\n{text}\n\nexample:\n{example}\n{pages}")
+            raise SystemExit(0)
+        return function(rest)
     if "method" in inspect.signature(function).parameters:
         methods = [*listing.commands()["methods"]]
         if not rest or rest[0] not in (*methods, "-h", "--help"):

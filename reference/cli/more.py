@@ -189,6 +189,34 @@ def info(checkpoint: Checkpoint) -> None:
         print(f"  unusual: {line}")
 
 
+def lm_eval(arguments: list[str]) -> None:
+    """lm-evaluation-harness's own command with any method here: its tasks, its graders, its options.
+
+    --model_args takes pretrained, method and the method's settings, and also seed, slots, dtype and templates. It needs
+    the package lm_eval: pip install 'sharpening[lm-eval]'.
+    Example: sharpen lm-eval --model_args pretrained=smollm2,method=power,alpha=4 --tasks gsm8k --limit 20
+    Page: cli/harness
+    """
+    try:
+        from lm_eval._cli.harness import HarnessCLI
+        from lm_eval.utils import setup_logging
+
+        import reference.cli.harness  # noqa: F401 (it registers the model)
+    except ImportError as error:
+        raise ImportError(f"lm_eval is not installed here ({error}); pip install 'lm_eval==0.4.13'") from None
+    words = arguments[1:] if arguments[:1] == ["run"] else list(arguments)
+    if not words or words[0].startswith("-"):
+        named = any(word.partition("=")[0] in ("--model", "-M", "--config", "-C") for word in words)
+        words = ["run", *([] if named else ["--model", "sharpening"]), *words]
+    setup_logging()
+    given, sys.argv = sys.argv, ["lm-eval", *words]  # where its parser looks
+    try:
+        parser = HarnessCLI()
+        parser.execute(parser.parse_args())
+    finally:
+        sys.argv = given
+
+
 def demo() -> None:
     """One small model, several ways to ask it, and what each costs: a table, and a picture in runs/demo.png.
 

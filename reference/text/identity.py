@@ -79,7 +79,7 @@ def module_digest(name: str | None) -> str | None:
     try:
         spec = importlib.util.find_spec((name or "").partition(":")[0])
         return file_digest(Path(spec.origin)) if spec and spec.origin else None
-    except (ImportError, ValueError, OSError):
+    except (ImportError, ValueError, TypeError, OSError):
         return None
 
 

@@ -190,7 +190,7 @@ def make_templates(templates: TemplatesLike, tokenizer: Tokenizer) -> Templates:
         module, _, attribute = made.partition(":")
         try:
             made = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise ValueError(
                 f"templates {templates!r} cannot be found ({error}); give 'module:object' with a module that can be "
                 "imported here"

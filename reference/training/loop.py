@@ -60,8 +60,6 @@ class FitConfig:
         least = {"batch": 1, "micro": 1, "save_every": 1, "warmup": 0, "weight_decay": 0}
         schedules = ("linear", "cosine", "constant")
         check_settings(self, positive=("epochs", "rate"), least=least, among={"schedule": schedules})
-        if self.weight_decay == math.inf:
-            raise ValueError("weight_decay is inf; it must be a finite number")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas are {self.betas}; give two numbers from 0 to below 1, such as 0.9, 0.999")
         if not self.clip > 0:

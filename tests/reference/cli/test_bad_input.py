@@ -103,6 +103,8 @@ FILES = {
     (("train", "grpo", "-f", "{tmp}/begin.jsonl", "-o", "{tmp}/x"), 'prompt 1 has 5 as "begin"; it must be a text'),
     (("evaluate", "sample", "--task", "{tmp}/begin.jsonl", "-o", "{tmp}/x.times.jsonl"), "a file of times"),
     (("power", "1 + 1", "--alpha", "1e308"), "alpha is 1e+308"),
+    (("train", "xpo", "1 + 1", "-o", "{tmp}/x", "--alpha", "inf"), "alpha is inf; it must be a finite number"),
+    (("score", "1 + 1", "--response", "2", "--templates", "../x"), "templates '../x' cannot be found"),
     (("evaluate", "sample", "--task", "{tmp}/deep.jsonl", "-o", "{tmp}/x"), "line 1 is not JSON"),
     (("report", "{tmp}/deep.jsonl"), "is no file of results"),
     (("report", "{tmp}/results.jsonl"), "line 2 is no result"),
@@ -254,7 +256,10 @@ def names_of(kind) -> list[str]:
 
 
 COMMANDS = {
-    name: names_of(options_of(load(name))) for kind in listing.commands().values() for name in kind if name != "demo"
+    name: names_of(options_of(load(name)))
+    for kind in listing.commands().values()
+    for name in kind
+    if name not in ("demo", "lm-eval")
 }
 TRAIN = ("--file", "problems.jsonl", *SMALL, "--epochs", "1", "--out", "run")
 GIVEN = {  # what a command needs, and what keeps it short

@@ -730,3 +730,16 @@ def test_from_a_shell():
         text=True, cwd=ROOT, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout == "+ 4 7 x 2 3 + 5 8 x 7 1 + 1 2 = 2 .\n"
+
+
+def test_lm_eval_without_its_package():
+    """It says what to install; its help needs nothing."""
+    hide = (
+        "import sys; sys.modules['lm_eval'] = None; from reference.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for more, code, said in (
+        ("--tasks", 2, "pip install 'lm_eval=="),
+        ("--help", 0, "--model_args pretrained=smollm2"),
+    ):
+        done = subprocess.run([sys.executable, "-c", hide, "lm-eval", more], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code and said in done.stdout + done.stderr and "Traceback" not in done.stderr
