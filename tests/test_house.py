@@ -22,9 +22,7 @@ ALLOWED = {  # package -> what its files may import besides the standard library
     "figures": None,
     "tests": None,
 }
-ROOMS = {
-    "reference/cli": {"tyro", "lm_eval"}
-}  # what a room may import besides; so the algorithms do without it
+ROOMS = {"reference/cli": {"tyro", "lm_eval"}}  # what a room may import besides; so the algorithms do without it
 LAZY = {
     "reference": {"matplotlib", "math_verify"},
     "toy": {"gguf"},

@@ -18,7 +18,8 @@ Four traps, and what is done about them.
 - One token is not one character: to show a text while it grows, use `StreamDecoder`.
 
 Templates are rendered as transformers renders them (sandboxed jinja2, `trim_blocks`, `lstrip_blocks`, loop controls,
-`{% generation %}` blocks), but for the date: `strftime_now` is frozen, or prompts would change from day to day.
+`{% generation %}` blocks), but for the date: `strftime_now` is frozen, or prompts would change from day to day
+(`reference/text/rendering.py`).
 """
 
 from __future__ import annotations
@@ -27,21 +28,17 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.ext import Extension
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
+from reference.text.rendering import render
 from reference.transformer import write_whole
 
-TODAY = datetime(2024, 7, 26)  # what templates take for today; Llama 3's own default
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
     "chat_template.jinja",
@@ -163,8 +160,8 @@ class Tokenizer:
             raise ValueError(f"{self.source}: there is no chat template {wanted!r}; there are {names}")
         messages = [{key: value for key, value in m.items() if value is not None} for m in messages]
         try:
-            compiled = compile_template(self.chat_templates[wanted])
-            return compiled.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
+            told = {"messages": messages, "add_generation_prompt": add_generation_prompt, **variables}
+            return render(self.chat_templates[wanted], **told)
         except Exception as error:  # a template is a foreign program: whatever it raises is about its input
             raise ValueError(f"{self.source}: the chat template {wanted!r} failed: {first_line(error)}") from None
 
@@ -277,34 +274,6 @@ class StreamDecoder:
         rest = self.tokenizer.decode(self.window, skip_special_tokens=False)[self.said :]
         self.window, self.mark, self.said = [], 0, 0
         return rest
-
-
-class Generation(Extension):
-    """`{% generation %} ... {% endgeneration %}` marks the assistant's words, for loss masks; here it only passes."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own attribute)
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)  # what is set inside stays inside
-
-
-@cache
-def compile_template(text: str) -> jinja2.Template:
-    """Sandboxed: templates come with downloaded checkpoints. jinja2.TemplateError: not a template."""
-
-    def raise_exception(message: str):
-        raise jinja2.TemplateError(message)
-
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:  # jinja2's escapes <>&
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    extensions = [Generation, "jinja2.ext.loopcontrols"]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters["tojson"] = tojson
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": TODAY.strftime}
-    return environment.from_string(text)
 
 
 def first_line(error: Exception) -> str:
