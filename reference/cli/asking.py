@@ -93,7 +93,7 @@ class Checkpoint:
 class Input:
     prompt: Positional[str | None] = None  # the question, or with --raw the text to continue; none: see --file
     file: str | None = None  # text with a prompt on each line, or .jsonl of objects; "-", or no prompt: stdin
-    format: str | None = None  # of --file, if it is a task: math500, gsm8k, gpqa, aime, humaneval or plain
+    format: str | None = None  # of --file, if it is a task: plain, math500, gsm8k, .., see evaluate
     raw: bool = False  # continue the text as it is, without role or chat template
 
     def __post_init__(self) -> None:
@@ -132,7 +132,7 @@ def check_readable(path: str) -> None:
 
 @dataclass(frozen=True)
 class Grading:
-    grader: str | None = None  # exact, numeric, choice, math or code; none: the format's usual one
+    grader: str | None = None  # exact, numeric, choice, math, code, game24; none: the format's usual one
     allow_code_execution: bool = False  # run code that the model wrote, with limits that are no security boundary
 
 

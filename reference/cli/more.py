@@ -15,11 +15,11 @@ import torch
 from tyro.conf import Positional, arg
 
 from reference import sampling
-from reference.checkpoints import read_json
+from reference.checkpoints import read_json, write_whole
 from reference.cli.asking import Asked, Checkpoint, Grading, Input, Method, Output, check_writable, records
 from reference.evaluation.evaluate import evaluate as run_evaluation
 from reference.evaluation.graders import make_grader
-from reference.evaluation.results import Results, is_results
+from reference.evaluation.results import Results, in_order, is_results
 from reference.evaluation.results import merge as merge_results
 from reference.evaluation.results import report as make_report
 from reference.evaluation.tasks import FORMATS, Task, parse_shard
@@ -83,6 +83,7 @@ def report(
     files: Annotated[Positional[list[str]], arg(help="of results; shards of one run count as one")],
     picture: Annotated[str | None, arg(help="a file for the picture, such as report.png")] = None,
     merge: Annotated[str | None, arg(help="a file for the shards as one")] = None,
+    alpaca_eval: Annotated[str | None, arg(help="a file for what AlpacaEval's judge reads")] = None,
 ) -> None:
     """What files of results say, as a table: accuracy with its interval, pass@k, tokens, lift over greedy decoding.
 
@@ -94,7 +95,7 @@ def report(
     for other in others:
         print(f"sharpen: {other} is no file of results; passed over", file=sys.stderr)
     places = [place for place in places if place not in others] or places
-    for place in (merge, picture):
+    for place in (merge, picture, alpaca_eval):
         if place is not None:
             check_writable(place)
     if merge is not None and Path(merge).is_file() and Path(merge).stat().st_size and not is_results(merge):
@@ -104,6 +105,13 @@ def report(
         places = [Path(merge)]
     made = make_report(places)
     print(made)
+    if alpaca_eval is not None:
+        if len(made.rows) > 1:
+            raise ValueError(f"{len(made.rows)} runs were given, and --alpaca-eval writes one's; name one run's files")
+        name = f"{made.rows[0]['model']} {made.rows[0]['name']}"
+        outputs = [{"instruction": result.get("prompt"), "output": result["responses"][0]["text"], "generator": name}
+                   for result in in_order(places)]  # fmt: skip
+        write_whole(Path(alpaca_eval), lambda part: part.write_text(json.dumps(outputs, indent=1) + "\n"))
     if picture is not None:
         made.draw(picture)
 

@@ -18,8 +18,8 @@ import torch
 from reference.checkpoints import write_whole
 from reference.cli.asking import Asked, Grading
 from reference.evaluation.evaluate import until
+from reference.evaluation.formats import FORMATS, Problem, answer_of
 from reference.evaluation.graders import make_grader
-from reference.evaluation.tasks import FORMATS, Problem, answer_of
 from reference.grpo import GRPOConfig, grpo
 from reference.interface import Samples
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo_rounds

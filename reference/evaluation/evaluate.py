@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from reference.evaluation.formats import Problem
 from reference.evaluation.graders import Verdict
 from reference.evaluation.results import Results
-from reference.evaluation.tasks import Problem
 
 Method = Callable[[list[str], list[int | str]], list[dict[str, Any]]]
 
@@ -55,7 +55,7 @@ def evaluate(
                 found = method([problem.prompt for _, problem in group], [problem.id for _, problem in group])
                 decoded = time.perf_counter()
                 lines = [
-                    {"index": index, "id": problem.id, **graded(grader, problem, one)}
+                    {"index": index, "id": problem.id, "prompt": problem.prompt, **graded(grader, problem, one)}
                     for (index, problem), one in zip(group, found, strict=True)
                     if problem.id not in results.done
                 ]

@@ -5,6 +5,9 @@
     math      mathematics in LaTeX, by math-verify
     exact     a text, but for case and blanks; a number where the true answer is one
     code      the program passes its tests (`reference/evaluation/code_grader.py`)
+    game24    an expression of four numbers that makes 24
+    mixed     each problem by its own of these
+    none      nothing is judged here
 
 Where a response has its answer, and what is equal, is in `reference/evaluation/answers.py`. A response from which no
 answer can be read (it was cut, or has no box) is wrong. Its `answer` is None, so that a report can say how often that
@@ -29,7 +32,7 @@ from reference.evaluation.answers import (
     text_of,
 )  # fmt: skip
 from reference.evaluation.code_grader import WARNING, CodeLimits, confinement, find_program, run_program
-from reference.evaluation.tasks import LETTERS, Problem
+from reference.evaluation.formats import LETTERS, Problem, reaches_24
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,41 @@ def mathematics(problem: Problem, text: str) -> Verdict:
 def code(limits: CodeLimits | None) -> Grader:
     def grade(problem: Problem, text: str) -> Verdict:
         program = find_program(after_thinking(text) or "", problem.begin)
-        return Verdict(program is not None and run_program(program, limits, problem.answer).right, program)
+        source = STDIN.format(source=program) if program is not None and problem.stdin else program
+        return Verdict(source is not None and run_program(source, limits, problem.answer).right, program)
 
     return grade
 
 
-GRADERS = ("exact", "numeric", "choice", "math", "code")
+STDIN = """import contextlib, io, sys
+
+def run(given):
+    sys.stdin, out = io.TextIOWrapper(io.BytesIO(given.encode())), io.TextIOWrapper(io.BytesIO(), write_through=True)
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        exec(compile({source!r}, "program", "exec"), {{"__name__": "__main__"}})
+    out.flush()
+    return out.buffer.getvalue().decode(errors="replace")
+"""
+
+
+def game24(problem: Problem, text: str) -> Verdict:
+    answer = mathematics_of(text) if "\\boxed" in text else text_of(text)
+    return Verdict(answer is not None and reaches_24(answer, problem.answer), answer)
+
+
+def mixed(problem: Problem, text: str) -> Verdict:
+    return PLAIN[problem.grader or "exact"](problem, text)
+
+
+def none(problem: Problem, text: str) -> Verdict:
+    return Verdict(False, "")
+
+
+PLAIN: dict[str, Grader] = {
+    "exact": exact, "numeric": numeric, "choice": choice, "math": mathematics, "game24": game24, "mixed": mixed,
+    "none": none,
+}  # fmt: skip
+GRADERS = (*PLAIN, "code")
 
 
 def make_grader(name: str, allow_code_execution: bool = False, limits: CodeLimits | None = None) -> Grader:
@@ -88,7 +120,6 @@ def make_grader(name: str, allow_code_execution: bool = False, limits: CodeLimit
             raise ValueError(f"grader 'code' needs --allow-code-execution: {WARNING}")
         print(f"code: {confinement()}", file=sys.stderr)
         return code(limits)
-    plain = {"exact": exact, "numeric": numeric, "choice": choice, "math": mathematics}
-    if name not in plain:
+    if name not in PLAIN:
         raise ValueError(f"grader is {name!r}; it must be one of {', '.join(GRADERS)}")
-    return plain[name]
+    return PLAIN[name]

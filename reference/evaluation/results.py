@@ -248,7 +248,7 @@ class Report:
             lift = row["lift"]
             lines.append([
                 row["model"], row["task"], row["name"], f"{row['problems']}" + f" of {row['of']}" * (not row["whole"]),
-                f"{mean:.1f} [{low:.1f}, {high:.1f}]",
+                f"{mean:.1f} [{low:.1f}, {high:.1f}]" if row["graded"] else "not graded",
                 *(f"{100 * row['pass_at'][k]:.1f}" if k in row["pass_at"] else "" for k in ks),
                 f"{100 * row['unreadable']:.1f} %", f"{100 * row['cut']:.1f} %", f"{row['total_tokens']:.0f}",
                 f"{row['sequential_tokens']:.0f}", f"{row['logp']:.2f}",
@@ -359,7 +359,7 @@ def summary(paths: Sequence[str | Path]) -> dict[str, Any]:
     return {
         "path": str(path), "model": str(settings.get("model", "?")).rstrip("/").rpartition("/")[2],
         "task": str(settings.get("task", "?")), "name": "greedy" if greedy else str(settings.get("method", "?")),
-        "greedy": greedy, "place": place_of(settings),
+        "greedy": greedy, "place": place_of(settings), "graded": settings.get("grader") != "none",
         "problems": problems, "of": (of := number_of_problems(settings, problems)), "whole": problems == of,
         "accuracy": accuracy(list(scores.values())), "scores": scores,
         "pass_at": {k: float(np.mean([pass_at_k(n, c, k) for n, c in counts])) for k in ks},

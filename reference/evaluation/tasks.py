@@ -11,35 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reference.evaluation.lines import QUESTIONS, check_id, read_objects
-from reference.randomness import child_seed, key_of
-
-ANSWERS = ("answer", "solution", "expected_answer")
-IDS = ("id", "unique_id", "task_id", "ID", "Record ID")
-STEPS = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
-LETTERS = "ABCDEFGHIJ"
-
-
-@dataclass(frozen=True)
-class Problem:
-    id: str | int  # unique in its task; it addresses the problem's random numbers
-    prompt: str
-    answer: str  # of a problem in code: the tests, which raise where the code is wrong
-    begin: str = ""  # of a problem in code: how the program begins that the response may go on with
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a benchmark's lines become problems."""
-
-    read: Callable[[Mapping[str, Any], str | int, int], Problem]  # (line, id, seed); KeyError: a field is missing
-    grader: str  # the usual one, of `reference.evaluation.graders`
+from reference.evaluation.formats import FORMATS, IDS, Problem
+from reference.evaluation.lines import check_id, read_objects
 
 
 @dataclass(frozen=True)
@@ -47,7 +26,7 @@ class Task:
     """A file's problems, in its order. FileNotFoundError, ValueError where they are read."""
 
     path: str | Path  # the file of problems
-    format: str = "plain"  # or math500, gsm8k, gpqa, aime, humaneval
+    format: str = "plain"  # or math500, gsm8k, gpqa, aime, hmmt, mmlu, prontoqa, game24, hle, humaneval, ..
     seed: int = 0  # of shuffled choices
     limit: int | None = None  # only the first so many problems
 
@@ -76,6 +55,8 @@ class Task:
                 raise ValueError(
                     f"{place}: format {self.format!r} needs {error.args[0]}; the line has {have}"
                 ) from None
+            if problem is None:
+                continue
             if not problem.prompt.strip():
                 raise ValueError(f"{place}: the prompt is empty")
             yield problem
@@ -104,73 +85,3 @@ def parse_shard(text: str, name: str = "shard") -> tuple[int, int]:
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         raise ValueError(f"{name} is {text!r}; it must be i/n with i from 0 to n - 1, such as 0/2 and 1/2")
     return int(i), int(n)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Formats
-
-
-def field(fields: Mapping[str, Any], *names: str) -> str:
-    """The first field of these names that there is. KeyError: its argument says what is missing."""
-    for name in names:
-        if isinstance(value := fields.get(name), str | int | float) and not isinstance(value, bool):
-            return str(value)
-    raise KeyError(" or ".join(map(repr, names)) + " (text or a number)")
-
-
-def answer_of(fields: Mapping[str, Any]) -> str:
-    return field(fields, *ANSWERS)
-
-
-def plain(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
-    return Problem(id, field(fields, *QUESTIONS), answer_of(fields))
-
-
-def boxed(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
-    """MATH500 ("problem", "answer", "unique_id") and AIME (also "Problem", "Answer", "ID")."""
-    return Problem(id, field(fields, *QUESTIONS, "Problem") + STEPS, field(fields, "answer", "Answer"))
-
-
-def gsm8k(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
-    """The answer is what stands behind the worked solution's "####"."""
-    answer = field(fields, "answer").rpartition("####")[2].strip().replace(",", "")
-    return Problem(id, field(fields, *QUESTIONS) + STEPS, answer)
-
-
-def gpqa(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
-    """The public file's columns, or "question", "choices" and "answer": the right one's text, letter or place from 0.
-
-    Choices are sorted by a random number of their own, addressed by seed, id and place in the file.
-    """
-    if "Correct Answer" in fields:
-        choices = [field(fields, "Correct Answer"), *(field(fields, f"Incorrect Answer {i}") for i in (1, 2, 3))]
-        question, right = field(fields, "Question"), 0
-    else:
-        question, given, answer = field(fields, *QUESTIONS), fields.get("choices"), fields.get("answer")
-        if not isinstance(given, list) or not 2 <= len(given) <= len(LETTERS):
-            raise KeyError(f'"Correct Answer" and "Incorrect Answer 1..3", or "choices" (2 to {len(LETTERS)} of them)')
-        choices = [str(choice) for choice in given]
-        names: list[Any] = [*choices, *LETTERS[: len(choices)], *range(len(choices))]
-        if answer not in names:
-            raise KeyError(f'"answer" to be one of the choices, its letter or its place; it is {answer!r}')
-        right = names.index(answer) % len(choices)
-    order = sorted(range(len(choices)), key=lambda i: child_seed(seed, "choice", key_of(id), i))
-    lines = "\n".join(f"{letter}. {choices[i].strip()}" for letter, i in zip(LETTERS, order))
-    prompt = (
-        f"{question.strip()}\n\n{lines}\n\nPlease reason step by step, and put the letter of your final choice within "
-        "\\boxed{}."
-    )
-    return Problem(id, prompt, LETTERS[order.index(right)])
-
-
-def humaneval(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
-    begin = field(fields, "prompt")
-    tests = f"{field(fields, 'test')}\n\ncheck({field(fields, 'entry_point')})\n"
-    prompt = f"Complete this Python function. Give the whole function in one code block.\n\n```python\n{begin}\n```"
-    return Problem(id, prompt, tests, begin)
-
-
-FORMATS = {
-    "plain": Format(plain, "exact"), "math500": Format(boxed, "math"), "gsm8k": Format(gsm8k, "numeric"),
-    "gpqa": Format(gpqa, "choice"), "aime": Format(boxed, "numeric"), "humaneval": Format(humaneval, "code"),
-}  # fmt: skip

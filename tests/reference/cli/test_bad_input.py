@@ -180,8 +180,8 @@ def test_a_report_passes_over_what_is_no_file_of_results(capsys, tmp_path):
 def test_grading_takes_linear_time(text):
     import time
 
+    from reference.evaluation.formats import Problem
     from reference.evaluation.graders import choice, exact, numeric
-    from reference.evaluation.tasks import Problem
 
     begin = time.process_time()
     for grader, answer in ((choice, "A"), (exact, "x y"), (numeric, "7")):

@@ -11,8 +11,8 @@ import pytest
 
 from reference.evaluation import code_grader
 from reference.evaluation.code_grader import CodeLimits, confinement, find_program, namespaces, run_program
+from reference.evaluation.formats import Problem
 from reference.evaluation.graders import GRADERS, Verdict, make_grader
-from reference.evaluation.tasks import Problem
 
 CASES = [json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text().splitlines()]
 

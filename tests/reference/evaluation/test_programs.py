@@ -13,8 +13,8 @@ import pytest
 
 from reference.evaluation import code_grader
 from reference.evaluation.code_grader import CodeLimits, confinement, run_program
+from reference.evaluation.formats import Problem
 from reference.evaluation.graders import make_grader
-from reference.evaluation.tasks import Problem
 from tests.conftest import ROOT
 
 BEGIN = "def add(a, b):\n    '''Sum.'''\n"

@@ -5,7 +5,8 @@ import tracemalloc
 
 import pytest
 
-from reference.evaluation.tasks import FORMATS, Task, parse_shard
+from reference.evaluation.formats import FORMATS
+from reference.evaluation.tasks import Task, parse_shard
 
 
 @pytest.fixture

@@ -1,0 +1,251 @@
+"""The formats of the benchmarks that the four papers name: a line becomes a prompt, an answer and its grader."""
+
+import base64
+import json
+import pickle
+import zlib
+
+import pytest
+
+import reference.__main__ as command
+from reference.evaluation.code_grader import CodeLimits
+from reference.evaluation.formats import FORMATS, reaches_24
+from reference.evaluation.graders import make_grader
+from reference.evaluation.tasks import Task
+
+
+def read(format, *rows, folder):
+    (file := folder / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return list(Task(file, format))
+
+
+def grade(format, problem, text):
+    name = FORMATS[format].grader
+    return make_grader(name, allow_code_execution=True, limits=CodeLimits(seconds=20)).__call__(problem, text).right
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "answer", "right", "wrong"),
+    [
+        (
+            "hmmt",
+            {"problem_idx": 7, "problem": "q", "answer": "\\frac{1}{2}"},
+            "\\frac{1}{2}",
+            "\\boxed{0.5}",
+            "\\boxed{2}",
+        ),
+        (
+            "mmlu",
+            {"question": "q", "subject": "anatomy", "choices": list("wxyz"), "answer": 2},
+            "C",
+            "\\boxed{C}",
+            "\\boxed{B}",
+        ),
+        (
+            "mmlu",
+            {"question": "q", "choices": ["1", "2"], "answer": "B"},
+            "B",
+            "The answer is (B).",
+            "The answer is (A).",
+        ),
+        (
+            "prontoqa",
+            {
+                "id": "P",
+                "context": "Every cat is a pet. Max is a cat.",
+                "answer": "B",
+                "options": ["A) True", "B) False"],
+                "question": "Is the following statement true or false? Max is not a pet.",
+            },
+            "False",
+            "\\boxed{False}",
+            "\\boxed{True}",
+        ),
+        (
+            "prontoqa",
+            {
+                "question": "Every cat is a pet. Max is a cat.",
+                "query": "True or false: Max is a pet.",
+                "answer": "True",
+            },
+            "True",
+            "so it is \\boxed{\\text{true}}",
+            "\\boxed{False}",
+        ),
+        (
+            "game24",
+            {"numbers": [4, 5, 6, 10]},
+            "4 5 6 10",
+            "\\boxed{(10 - 4) \\times 5 - 6 = 24}",
+            "\\boxed{4 \\times 6}",
+        ),
+        ("game24", {"Puzzles": "1 5 5 5"}, "1 5 5 5", "Answer: 5 * (5 - 1/5) = 24", "\\boxed{5 * 5 - 1}"),
+        (
+            "hle",
+            {"id": "h", "question": "q", "image": "", "answer_type": "multipleChoice", "answer": "D"},
+            "D",
+            "\\boxed{D}",
+            "\\boxed{A}",
+        ),
+        (
+            "hle",
+            {"id": "h", "question": "q", "answer_type": "exactMatch", "answer": "$2^n$"},
+            "$2^n$",
+            "\\boxed{2^n}",
+            "\\boxed{2}",
+        ),
+    ],
+)
+def test_a_line_and_what_is_right(format, row, answer, right, wrong, tmp_path):
+    (problem,) = read(format, row, folder=tmp_path)
+    assert problem.answer == answer and grade(format, problem, right) and not grade(format, problem, wrong)
+    assert "\\boxed{}" in problem.prompt and "step by step" in problem.prompt
+
+
+def test_prompts_say_what_is_asked(tmp_path):
+    row = {"question": "Which?", "choices": ["cat", "dog"], "answer": 1}
+    assert "Which?\n\nA. cat\nB. dog\n" in read("mmlu", row, folder=tmp_path)[0].prompt  # in their order
+    (problem,) = read("game24", {"numbers": [1, 2, 3, 4]}, folder=tmp_path)
+    assert "1, 2, 3 and 4" in problem.prompt and "24" in problem.prompt
+    facts = {"question": "Every cat is a pet.", "query": "True or false: A cat is a pet.", "answer": "True"}
+    assert read("prontoqa", facts, folder=tmp_path)[0].prompt.startswith("Every cat is a pet.\n\nA cat is a pet.\n\n")
+    assert read("alpacaeval", {"instruction": "Write."}, folder=tmp_path)[0].prompt == "Write."
+
+
+def test_questions_with_a_picture_are_left_out(tmp_path):
+    rows = [
+        {"id": i, "question": "q", "answer_type": "exactMatch", "answer": "1", "image": image}
+        for i, image in enumerate(("", "data:image/png;base64,AAAA", None))
+    ]
+    assert [problem.id for problem in read("hle", *rows, folder=tmp_path)] == [0, 2]
+    assert Task(tmp_path / "task.jsonl", "hle").check() == 2
+
+
+@pytest.mark.parametrize(
+    ("expression", "right"),
+    [
+        ("(10 - 4) * 5 - 6", True),
+        ("(10-4)×5−6", True),
+        ("5 \\cdot (10 - 4) - 6", True),
+        ("[10 - 4] * 5 - 6 = 24", True),
+        ("\\frac{6}{1}", False),
+        ("24", False),
+        ("4 * 6", False),
+        ("4 + 5 + 6 + 10", False),
+        ("(10 - 4) * 5 - 6 + 0", False),
+        ("10 ** 4", False),
+        ("(10 - 4) * 5 - -6", False),
+        ("__import__('os')", False),
+        ("(" * 150, False),
+        ("", False),
+        ("10 / (5 - 5) + 4 + 6", False),
+        ("(10 - 4) * 5 - 6 = 25", True),  # what stands behind "=" is not read
+        ("1065 - 4", False),
+    ],
+)
+def test_who_makes_24(expression, right):
+    assert reaches_24(expression, "4 5 6 10") is right
+
+
+def cases(*pairs, kind="stdin"):
+    return json.dumps([{"input": a, "output": b, "testtype": kind} for a, b in pairs])
+
+
+def packed(text):
+    return base64.b64encode(zlib.compress(pickle.dumps(text))).decode()
+
+
+SUM = {
+    "question_content": "Add.",
+    "question_id": "abc",
+    "starter_code": "",
+    "metadata": "{}",
+    "public_test_cases": cases(("1 2\n", "3\n")),
+    "private_test_cases": packed(cases(("5 6\n", "11\n"), ("0 0\n", "0"))),
+}
+TWICE = {
+    "question_content": "Double.",
+    "question_id": "t",
+    "starter_code": "class Solution:\n    def twice(self, xs):",
+    "metadata": '{"func_name": "twice"}',
+    "private_test_cases": "[]",
+    "public_test_cases": cases(("[1, 2]", "[2, 4]"), ("[]", "[]"), kind="functional"),
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "program", "right"),
+    [
+        (SUM, "a, b = map(int, input().split())\nprint(a + b)", True),
+        (
+            SUM,
+            "import sys\nif __name__ == '__main__':\n    print(sum(map(int, sys.stdin.read().split())))\n    sys.exit()",
+            True,
+        ),
+        (SUM, "import sys\nsys.stdout.buffer.write(b'%d\\n' % sum(map(int, sys.stdin.buffer.read().split())))", True),
+        (SUM, "a, b = map(int, input().split())\nprint(float(a + b))", True),  # equal as numbers
+        (SUM, "print(3)", False),
+        (SUM, "a, b = map(int, input().split())\nprint(a + b)\nprint()\nprint(1)", False),
+        (SUM, "input(); input()", False),
+        (SUM, "def run(given):\n    return '3'", False),
+        (SUM, "raise SystemExit", False),
+        (SUM, "import os\nos._exit(0)", False),
+        (TWICE, "class Solution:\n    def twice(self, xs):\n        return [2 * x for x in xs]", True),
+        (TWICE, "class Solution:\n    def twice(self, xs):\n        return tuple(2 * x for x in xs)", True),
+        (TWICE, "class Solution:\n    def twice(self, xs):\n        return xs + xs", False),
+        (TWICE, "print(1)", False),
+    ],
+)
+def test_programs_of_livecodebench(row, program, right, tmp_path):
+    (problem,) = read("livecodebench", row, folder=tmp_path)
+    assert problem.id == row["question_id"] and row["starter_code"] in problem.prompt
+    assert grade("livecodebench", problem, f"Here it is.\n```python\n{program}\n```") is right
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "message"),
+    [
+        (
+            "livecodebench",
+            {**SUM, "private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()},
+            "to be tests",
+        ),
+        ("livecodebench", {**SUM, "private_test_cases": "@@"}, "to be tests"),
+        ("livecodebench", {**SUM, "private_test_cases": "", "public_test_cases": ""}, "with a test"),
+        ("livecodebench", {**TWICE, "metadata": "{}"}, "func_name"),
+        ("livecodebench", {**TWICE, "metadata": "["}, "func_name"),
+        ("livecodebench", {**TWICE, "metadata": '{"func_name": "f(); import os"}'}, "func_name"),
+        ("game24", {"numbers": [1, 2]}, "needs four numbers"),
+        ("prontoqa", {"context": "c", "question": "q", "answer": "C"}, "to be True or False"),
+        ("mmlu", {"question": "q", "choices": ["a"], "answer": 0}, "of them"),
+        ("mmlu", {"question": "q", "choices": ["a", "b"], "answer": 2}, "to be one of the choices"),
+        ("hle", {"question": "q", "answer": "1"}, "answer_type"),
+        ("alpacaeval", {"prompt": "q"}, "instruction"),
+    ],
+)
+def test_what_is_missing_is_named(format, row, message, tmp_path, capsys):
+    with pytest.raises(ValueError, match=message):
+        read(format, row, folder=tmp_path)
+    assert "run" not in capsys.readouterr().out
+
+
+def test_alpacaeval_has_its_judge_s_file(tmp_path, capsys):
+    rows = [
+        {"instruction": "1 + 1 + 1", "output": "3", "dataset": "d"},
+        {"instruction": "2 + 2", "output": "4", "dataset": "d"},
+    ]
+    (tmp_path / "alpaca_eval.json").write_text(json.dumps(rows))
+    task = ["--task", str(tmp_path / "alpaca_eval.json"), "--format", "alpacaeval"]
+    assert command.main(["evaluate", "sample", *task, "--max-new-tokens", "8", "-o", str(tmp_path / "a.jsonl")]) == 0
+    assert "not graded" in capsys.readouterr().out
+    assert command.main(["report", str(tmp_path / "a.jsonl"), "--alpaca-eval", str(tmp_path / "outputs.json")]) == 0
+    outputs = json.loads((tmp_path / "outputs.json").read_text())
+    assert [each["instruction"] for each in outputs] == ["1 + 1 + 1", "2 + 2"] and all(
+        each["output"] for each in outputs
+    )
+    assert {each["generator"] for each in outputs} == {"toy sample"}
