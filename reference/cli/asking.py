@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -145,10 +146,12 @@ class Asked:
     input: Input = field(default_factory=Input)
     seed: int = 0  # what all randomness follows from
     slots: int | None = None  # requests decoded at a time; none: as many as fit the memory
+    stop: tuple[str, ...] = ()  # texts before which a response is cut once it was drawn; \\n is a new line
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
     def __post_init__(self) -> None:
         check_settings(self, least={"n": 1, "slots": 1})
+        self.stop = tuple(stop.replace("\\n", "\n").replace("\\t", "\t") for stop in self.stop)
 
     @cached_property
     def speaker(self) -> TextModel:
@@ -191,7 +194,8 @@ class Asked:
         """What a result of this command depends on (`reference/text/identity.py`)."""
         return {
             "version": VERSION, "command": command, **flat(settings), "seed": self.seed, "raw": self.input.raw,
-            "prompts": digest(self.questions), "keys": digest(self.keys), **self.checkpoint.identity(),
+            "stop": list(self.stop), "prompts": digest(self.questions), "keys": digest(self.keys),
+            **self.checkpoint.identity(),
         }  # fmt: skip
 
     @property
@@ -287,17 +291,32 @@ def records(asked: Asked, answers: Answers) -> list[dict[str, Any]]:
         opening = asked.speaker.opening(asked.prompts[i]) if opens else ""
         own = slice(i * n, (i + 1) * n)
         costs = answers.costs[i * len(answers.costs) // P : (i + 1) * len(answers.costs) // P]
+        cuts = [cut(asked.speaker, sample.tokens.tolist(), asked.stop) for sample in answers_by_prompt[own]]
         responses = [
             {
-                "text": opening + asked.speaker.tokenizer.decode(sample.tokens), "finished": sample.finished,
-                "tokens": sample.tokens.tolist(), "logp": [round(x, 6) for x in sample.logp.tolist()],
-                "logq": [round(x, 6) for x in sample.logq.tolist()],
+                "text": opening + text, "finished": sample.finished or count is not None,
+                "tokens": sample.tokens.tolist()[:count], "logp": [round(x, 6) for x in sample.logp.tolist()[:count]],
+                "logq": [round(x, 6) for x in sample.logq.tolist()[:count]],
             }
-            for sample in answers_by_prompt[own]
+            for sample, (text, count) in zip(answers_by_prompt[own], cuts)
         ]  # fmt: skip
         line = {"id": key, "prompt": question, "responses": responses, "cost": asdict(Cost.parallel(costs))}
         found.append(line | {name: values[own] for name, values in details(answers, n * P).items()})
     return found
+
+
+def cut(speaker: TextModel, tokens: list[int], stops: Sequence[str]) -> tuple[str, int | None]:
+    """A response's text before the first of the stop strings, and the number of tokens up to that string's end; None:
+    none of them is in it."""
+    decode = speaker.tokenizer.decode
+    text = decode(tokens)
+    at = min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=None)
+    if at is None:
+        return text, None
+    whole = range(1, len(tokens) + 1)
+    return text[:at], bisect_left(
+        whole, True, key=lambda k: any(stop in decode(tokens[:k]) for stop in stops if stop)
+    ) + 1
 
 
 def details(answers: Answers, count: int) -> dict[str, list]:

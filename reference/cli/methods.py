@@ -61,8 +61,10 @@ def sample(
     """
     if not stream:
         return asked.draw(sampling.generate, samples_per_prompt=asked.n, **vars(config))
-    if output.json or output.out or asked.n > 1:
-        raise ValueError("--stream prints one response to each prompt as text; drop --json, --out and --num-samples")
+    if output.json or output.out or asked.n > 1 or asked.stop:
+        raise ValueError(
+            "--stream prints one response to each prompt as text; drop --json, --out, --stop and --num-samples"
+        )
     for prompt, key in zip(asked.prompts, asked.keys):
         for piece in _stream(asked, prompt, key, **vars(config)):
             print(piece, end="", flush=True)

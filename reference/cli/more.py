@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +54,10 @@ def evaluate(
     Example: sharpen evaluate power --model smollm2 --task task.jsonl --grader numeric --out runs/power.jsonl
     """
     own, checkpoint, shard = evaluation, asked.checkpoint, evaluation.shard
+    if asked.input.raw and "bare" in FORMATS[task.format].styles and task.prompt_style != "bare":
+        task = replace(task, prompt_style="bare")
+    if task.prompt_style == "bare" and not asked.stop:
+        asked = replace(asked, stop=FORMATS[task.format].stop)
     named = own.grader or FORMATS[task.format].grader
     grade = make_grader(named, own.allow_code_execution)
     ranks = f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"  # torchrun's
@@ -61,8 +65,8 @@ def evaluate(
     place = Path(out) if shard or at[1] == 1 else Path(out).with_suffix(f".{at[0]}of{at[1]}{Path(out).suffix}")
     settings = {
         "version": VERSION, **method.settings, "model": checkpoint.model, **checkpoint.identity(),
-        "raw": asked.input.raw, "seed": asked.seed, "samples": asked.n, "grader": named, "batch": own.batch,
-        **task.settings,
+        "raw": asked.input.raw, "seed": asked.seed, "stop": list(asked.stop), "samples": asked.n,
+        "grader": named, "batch": own.batch, **task.settings,
     }  # fmt: skip
     with Results(place, settings, at) as results:
 

@@ -48,6 +48,8 @@ class Training:
         """Train the model that is asked, and write it to the folder with what `learn` gives, training's log.
 
         depends: what the result depends on besides the model and its prompts: all settings, answers."""
+        if asked.stop:
+            raise ValueError("--stop cuts what is shown, and training learns whole responses; drop it")
         command = learn.__qualname__.partition(".")[0].replace("train_", "train ")
         identity = asked.identity(command, **depends, lora=self.lora, adapters=self.adapters if self.lora else None)
         with (

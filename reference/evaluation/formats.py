@@ -14,7 +14,7 @@ import pickle
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -44,13 +44,15 @@ class Format:
     # (line, id, seed); None: a problem that is left out, for its picture; KeyError: a field is missing
     read: Callable[[Mapping[str, Any], str | int, int], Problem | None]
     grader: str  # the usual one, of `reference.evaluation.graders`
+    styles: Mapping[str, Callable[..., Problem]] = field(default_factory=dict)  # other ways to ask, by name
+    stop: tuple[str, ...] = ()  # what ends a response to the bare style
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Formats
 
 
-def field(fields: Mapping[str, Any], *names: str) -> str:
+def get(fields: Mapping[str, Any], *names: str) -> str:
     """The first field of these names that there is. KeyError: its argument says what is missing."""
     for name in names:
         if isinstance(value := fields.get(name), str | int | float) and not isinstance(value, bool):
@@ -59,22 +61,22 @@ def field(fields: Mapping[str, Any], *names: str) -> str:
 
 
 def answer_of(fields: Mapping[str, Any]) -> str:
-    return field(fields, *ANSWERS)
+    return get(fields, *ANSWERS)
 
 
 def plain(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
-    return Problem(id, field(fields, *QUESTIONS), answer_of(fields))
+    return Problem(id, get(fields, *QUESTIONS), answer_of(fields))
 
 
 def boxed(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     """MATH500 ("problem", "answer", "unique_id") and AIME (also "Problem", "Answer", "ID")."""
-    return Problem(id, field(fields, *QUESTIONS, "Problem") + STEPS, field(fields, "answer", "Answer"))
+    return Problem(id, get(fields, *QUESTIONS, "Problem") + STEPS, get(fields, "answer", "Answer"))
 
 
 def gsm8k(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     """The answer is what stands behind the worked solution's "####"."""
-    answer = field(fields, "answer").rpartition("####")[2].strip().replace(",", "")
-    return Problem(id, field(fields, *QUESTIONS) + STEPS, answer)
+    answer = get(fields, "answer").rpartition("####")[2].strip().replace(",", "")
+    return Problem(id, get(fields, *QUESTIONS) + STEPS, answer)
 
 
 def gpqa(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
@@ -83,9 +85,9 @@ def gpqa(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     Choices are sorted by a random number of their own, addressed by seed, id and place in the file.
     """
     if "Correct Answer" in fields:
-        choices = [field(fields, "Correct Answer"), *(field(fields, f"Incorrect Answer {i}") for i in (1, 2, 3))]
-        return choose(id, field(fields, "Question"), choices, 0, seed)
-    return choose(id, field(fields, *QUESTIONS), *choices_of(fields), seed)
+        choices = [get(fields, "Correct Answer"), *(get(fields, f"Incorrect Answer {i}") for i in (1, 2, 3))]
+        return choose(id, get(fields, "Question"), choices, 0, seed)
+    return choose(id, get(fields, *QUESTIONS), *choices_of(fields), seed)
 
 
 def choices_of(fields: Mapping[str, Any]) -> tuple[list[str], int]:
@@ -113,28 +115,54 @@ def choose(id: str | int, question: str, choices: list[str], right: int, seed: i
     return Problem(id, prompt, LETTERS[order.index(right)])
 
 
+def paper_boxed(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
+    """As the code of 2510.14901 asks, base models as text, chat models as a turn; the braces are doubled there."""
+    asked = f"Can you solve the following math problem? {get(fields, *QUESTIONS, 'Problem')}"
+    steps = " Please reason step by step, and put your final answer within \\boxed{{}}."
+    return Problem(id, asked + steps, get(fields, "answer", "Answer"))
+
+
+def paper_gpqa(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
+    """As the code of 2510.14901 asks."""
+    usual = gpqa(fields, id, seed)
+    question, lines = usual.prompt.rpartition("\n\nPlease reason")[0].rsplit("\n\n", 1)
+    head = (
+        "Answer the following multiple choice question. The last line of your response should be of the following "
+        "format: '\\boxed{$LETTER}' (without quotes) where LETTER is one of ABCD (ex. '\\boxed{A}'). Think step by "
+        "step before answering."
+    )
+    lines = re.sub(r"(?m)^([A-J])[.] ", r"\1) ", lines)
+    return replace(usual, prompt=f"{head}\n\n{question}\n\n{lines}")
+
+
+def bare_humaneval(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
+    """The stub alone, for a base model to go on with."""
+    usual = humaneval(fields, id, seed)
+    return replace(usual, prompt=usual.begin)
+
+
 def humaneval(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
-    begin = field(fields, "prompt")
-    tests = f"{field(fields, 'test')}\n\ncheck({field(fields, 'entry_point')})\n"
+    begin = get(fields, "prompt")
+    tests = f"{get(fields, 'test')}\n\ncheck({get(fields, 'entry_point')})\n"
     prompt = f"Complete this Python function. Give the whole function in one code block.\n\n```python\n{begin}\n```"
     return Problem(id, prompt, tests, begin)
 
 
 def mmlu(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     """ "question", "choices", "answer": a place from 0, or a letter. The choices stay in their order, as is usual."""
-    return choose(id, field(fields, *QUESTIONS), *choices_of(fields), None)
+    return choose(id, get(fields, *QUESTIONS), *choices_of(fields), None)
 
 
 def prontoqa(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     """ "context", "question", "options" ("A) True", ..), "answer" (a letter); or "question" (the facts), "query" (the
     statement), "answer" ("True" or "False")."""
     if "options" in fields or "context" in fields:
-        text = f"{field(fields, 'context')}\n\n{field(fields, *QUESTIONS)}"
+        text = f"{get(fields, 'context')}\n\n{get(fields, *QUESTIONS)}"
         statement = re.sub(r"(?i)is the following statement true or false\?\s*", "", text)
-        answer = {"A": "True", "B": "False"}.get(said := field(fields, "answer").strip(), said)
+        answer = {"A": "True", "B": "False"}.get(said := get(fields, "answer").strip(), said)
     else:
-        query = re.sub(r"(?i)^\s*(?:true or false|prove):\s*", "", field(fields, "query"))
-        statement, answer = f"{field(fields, *QUESTIONS)}\n\n{query}", field(fields, "answer").strip()
+        query = re.sub(r"(?i)^\s*(?:true or false|prove):\s*", "", get(fields, "query"))
+        statement, answer = f"{get(fields, *QUESTIONS)}\n\n{query}", get(fields, "answer").strip()
     if answer not in ("True", "False"):
         raise KeyError(f'"answer" to be True or False, A or B; it is {answer!r}')
     prompt = (
@@ -148,7 +176,7 @@ def game24(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     """Four numbers: "numbers" (a list), or "Puzzles", "puzzle" or "input" (a text, "4 5 6 10")."""
     given = fields.get("numbers")
     listed = " ".join(map(str, given)) if isinstance(given, list) else ""
-    text = listed or field(fields, "numbers", "Puzzles", "puzzle", "input")
+    text = listed or get(fields, "numbers", "Puzzles", "puzzle", "input")
     numbers = re.findall(r"\d+", text)
     if len(numbers) != 4:
         raise KeyError(f"four numbers; it has {text!r}")
@@ -163,10 +191,10 @@ def hle(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem | None:
     """Humanity's Last Exam; questions with a picture are left out."""
     if fields.get("image"):
         return None
-    kind, answer = field(fields, "answer_type"), field(fields, "answer").strip()
+    kind, answer = get(fields, "answer_type"), get(fields, "answer").strip()
     own = "choice" if kind == "multipleChoice" and answer in tuple(LETTERS) else "math"
     steps = STEPS.replace("your final answer", "the letter of your final choice") if own == "choice" else STEPS
-    return Problem(id, field(fields, *QUESTIONS) + steps, answer, grader=own)
+    return Problem(id, get(fields, *QUESTIONS) + steps, answer, grader=own)
 
 
 def livecodebench(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
@@ -174,10 +202,10 @@ def livecodebench(fields: Mapping[str, Any], id: str | int, seed: int) -> Proble
     cases = [case for name in ("public_test_cases", "private_test_cases") for case in test_cases(fields, name)]
     if not cases:
         raise KeyError('"public_test_cases" or "private_test_cases" with a test')
-    question, starter = field(fields, "question_content"), str(fields.get("starter_code") or "").strip()
+    question, starter = get(fields, "question_content"), str(fields.get("starter_code") or "").strip()
     if cases[0].get("testtype") == "functional":
         try:
-            name = json.loads(field(fields, "metadata"))["func_name"]
+            name = json.loads(get(fields, "metadata"))["func_name"]
             calls = [[[json.loads(line) for line in case["input"].split("\n")], json.loads(case["output"])]
                      for case in cases]  # fmt: skip
         except (ValueError, TypeError, KeyError):
@@ -244,7 +272,7 @@ class TextOnly(pickle.Unpickler):
 
 def alpacaeval(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     """AlpacaEval 2: no grader; `sharpen report --alpaca-eval` writes the file that its judge reads."""
-    return Problem(id, field(fields, "instruction"), "")
+    return Problem(id, get(fields, "instruction"), "")
 
 
 def reaches_24(expression: str, numbers: str) -> bool:
@@ -286,9 +314,12 @@ def value_of(node: ast.expr) -> Fraction:
     raise ValueError("neither a number nor one of + - * /")
 
 
+STUB_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # Codex's
 FORMATS = {
-    "plain": Format(plain, "exact"), "math500": Format(boxed, "math"), "gsm8k": Format(gsm8k, "numeric"),
-    "gpqa": Format(gpqa, "choice"), "aime": Format(boxed, "numeric"), "humaneval": Format(humaneval, "code"),
+    "plain": Format(plain, "exact"), "math500": Format(boxed, "math", {"paper": paper_boxed}),
+    "gsm8k": Format(gsm8k, "numeric"),
+    "gpqa": Format(gpqa, "choice", {"paper": paper_gpqa}), "aime": Format(boxed, "numeric", {"paper": paper_boxed}),
+    "humaneval": Format(humaneval, "code", {"paper": humaneval, "bare": bare_humaneval}, STUB_STOPS),
     "hmmt": Format(boxed, "math"), "mmlu": Format(mmlu, "choice"), "prontoqa": Format(prontoqa, "exact"),
     "game24": Format(game24, "game24"), "hle": Format(hle, "mixed"), "livecodebench": Format(livecodebench, "code"),
     "alpacaeval": Format(alpacaeval, "none"),

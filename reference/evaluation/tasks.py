@@ -29,10 +29,15 @@ class Task:
     format: str = "plain"  # or math500, gsm8k, gpqa, aime, hmmt, mmlu, prontoqa, game24, hle, humaneval, ..
     seed: int = 0  # of shuffled choices
     limit: int | None = None  # only the first so many problems
+    prompt_style: str = "usual"  # how it asks; paper: as 2510.14901 (math500, aime, gpqa, humaneval)
 
     def __post_init__(self):
         if self.format not in FORMATS:
             raise ValueError(f"format is {self.format!r}; it must be one of {', '.join(FORMATS)}")
+        if self.prompt_style not in (known := ("usual", *FORMATS[self.format].styles)):
+            raise ValueError(
+                f"prompt_style is {self.prompt_style!r}; for the format {self.format!r} it must be {' or '.join(known)}"
+            )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}; it must be at least 1")
 
@@ -49,7 +54,8 @@ class Task:
                 raise ValueError(f"{place}: the id {id!r} was there before; ids must differ")
             seen.add(mark)
             try:
-                problem = FORMATS[self.format].read(fields, id, self.seed)
+                form = FORMATS[self.format]
+                problem = form.styles.get(self.prompt_style, form.read)(fields, id, self.seed)
             except KeyError as error:
                 have = ", ".join(map(str, fields)) or "nothing"
                 raise ValueError(
@@ -76,7 +82,7 @@ class Task:
         with open(self.path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"task": Path(self.path).stem, "task_sha256": digest, "problems": count, "format": self.format,
-                "task_seed": self.seed}  # fmt: skip
+                "task_seed": self.seed, "prompt_style": self.prompt_style}  # fmt: skip
 
 
 def parse_shard(text: str, name: str = "shard") -> tuple[int, int]:

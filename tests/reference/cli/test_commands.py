@@ -558,7 +558,7 @@ def parsed(name, line, room=None):
 
 def test_options_are_the_settings():
     for name in every_command():
-        if name == "evaluate":
+        if name in ("evaluate", "lm-eval"):
             continue
         needed = "-o x" if name.startswith("train") else "x.jsonl" if name == "report" else ""
         built = vars(parsed(name, needed))
@@ -743,3 +743,35 @@ def test_lm_eval_without_its_package():
     ):
         done = subprocess.run([sys.executable, "-c", hide, "lm-eval", more], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == code and said in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_response_is_cut_before_a_stop_string(run, tmp_path):
+    """Tokens up to the stop string's end count; what was drawn is what would have been drawn without it."""
+    question = ["sample", "1 + 1 + 1", "--temperature", 0, "--max-new-tokens", 24]
+    (whole,) = objects(run(*question, "--json"))[0]["responses"]
+    stop = next(word for word in whole["text"].split() if not whole["text"].startswith(word))
+    (cut,) = objects(run(*question, "--json", "--stop", f"nothing,{stop}"))[0]["responses"]
+    assert cut["text"] == whole["text"].partition(stop)[0] and cut["finished"] and stop not in cut["text"]
+    n = len(cut["tokens"])
+    assert whole["tokens"][:n] == cut["tokens"] and whole["logp"][:n] == cut["logp"] and n < len(whole["tokens"])
+    decode = TextModel.from_pretrained(TOY).tokenizer.decode
+    assert stop in decode(cut["tokens"]) and stop not in decode(cut["tokens"][:-1])
+    assert run(*question, "--stop", stop).rstrip("\n") == cut["text"]
+    (same,) = objects(run(*question, "--json", "--stop", "no such text"))[0]["responses"]
+    assert same == whole
+    assert asking.Asked(stop=("\\n\\n",)).stop == ("\n\n",)
+    assert "drop" in run(*question, "--stop", "x", "--stream", code=2) or "drop --json" in run.err
+    run("train", "sft", "1 + 1", "-o", tmp_path / "x", "--stop", "x", code=2)
+    assert "training learns whole responses" in run.err and not (tmp_path / "x").exists()
+
+
+def test_a_bare_stub_has_its_usual_stops(run, tmp_path):
+    row = {"task_id": "H/0", "prompt": "1 + 1 + 1", "test": "def check(f): pass", "entry_point": "f"}
+    (tmp_path / "task.jsonl").write_text(json.dumps(row))
+    common = ["evaluate", "sample", "--task", tmp_path / "task.jsonl", "--format", "humaneval", "--max-new-tokens", 8]
+    for more, stops in (((), ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]), (("--stop", "x"), ["x"])):
+        out = tmp_path / f"{len(more)}.jsonl"
+        run(*common, "--raw", "--allow-code-execution", *more, "-o", out)
+        head, line = map(json.loads, out.read_text().splitlines())
+        assert head["settings"]["stop"] == stops and head["settings"]["prompt_style"] == "bare"
+        assert line["prompt"] == "1 + 1 + 1"

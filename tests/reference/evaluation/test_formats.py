@@ -179,7 +179,7 @@ TWICE = {
         (SUM, "a, b = map(int, input().split())\nprint(a + b)", True),
         (
             SUM,
-            "import sys\nif __name__ == '__main__':\n    print(sum(map(int, sys.stdin.read().split())))\n    sys.exit()",
+            "import sys\nif __name__ == '__main__':\n    print(sum(map(int, sys.stdin.read().split())))\n    exit()",
             True,
         ),
         (SUM, "import sys\nsys.stdout.buffer.write(b'%d\\n' % sum(map(int, sys.stdin.buffer.read().split())))", True),
@@ -249,3 +249,45 @@ def test_alpacaeval_has_its_judge_s_file(tmp_path, capsys):
         each["output"] for each in outputs
     )
     assert {each["generator"] for each in outputs} == {"toy sample"}
+
+
+def test_the_paper_s_own_prompts(tmp_path):
+    rows = [{"problem": "What is 1 + 1?", "answer": "2", "id": "a"}]
+    (tmp_path / "math.jsonl").write_text(json.dumps(rows[0]))
+    for format in ("math500", "aime"):
+        (problem,) = Task(tmp_path / "math.jsonl", format, prompt_style="paper")
+        assert problem.prompt == (
+            "Can you solve the following math problem? What is 1 + 1? Please reason step by step, and put your final "
+            "answer within \\boxed{{}}."
+        )
+    row = {
+        "Question": "Which?\n\nNow.",
+        "Correct Answer": "w",
+        "id": "g",
+        **{f"Incorrect Answer {i}": "xyz"[i - 1] for i in (1, 2, 3)},
+    }
+    (tmp_path / "gpqa.jsonl").write_text(json.dumps(row))
+    (usual,), (paper,) = (Task(tmp_path / "gpqa.jsonl", "gpqa", prompt_style=style) for style in ("usual", "paper"))
+    assert paper.answer == usual.answer and paper.prompt.startswith("Answer the following multiple choice question.")
+    assert "'\\boxed{$LETTER}' (without quotes)" in paper.prompt and "\n\nWhich?\n\nNow.\n\nA) " in paper.prompt
+    assert f"\n{usual.answer}) w" in paper.prompt and paper.prompt.count(") ") >= 4
+    with pytest.raises(ValueError, match="prompt_style is 'paper'; for the format 'gsm8k' it must be usual"):
+        Task(tmp_path / "math.jsonl", "gsm8k", prompt_style="paper")
+
+
+def test_a_stub_is_gone_on_with(tmp_path):
+    row = {
+        "task_id": "H/0",
+        "prompt": "def one():\n",
+        "test": "def check(f):\n    assert f() == 1",
+        "entry_point": "one",
+    }
+    (tmp_path / "code.jsonl").write_text(json.dumps(row))
+    (problem,) = Task(tmp_path / "code.jsonl", "humaneval", prompt_style="bare")
+    assert problem.prompt == problem.begin == "def one():\n"
+    assert grade("humaneval", problem, "    return 1\n\ndef two():\n    return 2") and not grade(
+        "humaneval", problem, "    pass"
+    )
+    (chat,) = Task(tmp_path / "code.jsonl", "humaneval", prompt_style="paper")
+    assert "Complete this Python function" in chat.prompt
+    assert FORMATS["humaneval"].stop == ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
