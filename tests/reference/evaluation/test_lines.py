@@ -58,8 +58,9 @@ def test_prompts_are_texts_or_objects(name, text, prompts):
 @pytest.mark.parametrize(("data", "message"), [
     (b'{"question": "a"}\n\xff\xfe', r"task\.jsonl, line 2 is not UTF-8 \(invalid start byte at byte 0\)"),
     (LINES.encode()[:-3], r"task\.jsonl, line 2 is not JSON"), (b'[{"a": 1},', r"line 1 is not JSON"),
-    (b"[1]", r"entry 1 is not an object but a int"), (gzip.compress(LINES.encode())[:-9], r"is a broken gzip file"),
-    (gzip.compress(LINES.encode())[:30] + b"x" * 30, r"is a broken gzip file"),
+    (b"[1]", r"entry 1 is not an object but a int"),
+    (gzip.compress(LINES.encode(), mtime=0)[:-9], r"is a broken gzip file"),
+    (gzip.compress(LINES.encode(), mtime=0)[:30] + b"x" * 30, r"is a broken gzip file"),
     (LINES.encode("utf-16"), r"is not UTF-8"),
 ])  # fmt: skip
 def test_what_is_broken_is_named(data, message, tmp_path):
