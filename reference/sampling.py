@@ -55,6 +55,7 @@ __all__ = [
 
 MOST = 1 << 40  # of anything that is counted
 LARGEST = 1e15  # of other numbers: float32 holds its products with another such
+UNBOUNDED = ("clip", "low", "high")  # of what is clipped: inf is never
 COLDEST = 1e-6  # temperature above 0: below it float32 cannot tell logits apart
 
 
@@ -75,7 +76,7 @@ def check_settings(
     for name, low in (least or {}).items():
         if (value := getattr(settings, name)) is not None and not value >= low:
             raise ValueError(f"{name} is {value}; it must be at least {low}")
-        if value == math.inf and name != "clip":
+        if value == math.inf and name not in UNBOUNDED:
             raise ValueError(f"{name} is inf; it must be a finite number")
     for name, known in (among or {}).items():
         if (value := getattr(settings, name)) not in known:
