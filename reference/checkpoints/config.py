@@ -68,8 +68,9 @@ def check_values(source: Any) -> None:
             wanted = "an object"
         if wanted:
             raise ValueError(f"config: {key} is {str(value)[:40]!r}; it must be {wanted}")
-    if (layers := source.get("num_hidden_layers", 0) or 0) * (source.get("hidden_size", 1) or 1) ** 2 > 1 << 42:
-        need = layers * 8 * source["hidden_size"] ** 2 / 1e9
+    layers, width = source.get("num_hidden_layers") or 0, source.get("hidden_size") or 1
+    if layers > 10**5 or layers * width**2 > 1 << 42:
+        need = layers * 8 * width**2 / 1e9
         have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
         raise ValueError(
             f"config: num_hidden_layers is {layers}; such a model takes {need:,.0f} GB, and there are {have:,.0f}"
