@@ -283,12 +283,12 @@ class Trainer:
 
     def save(self, path: str | Path | None) -> None:
         """Write a checkpoint, whole or not at all. OSError: it cannot be written; the one before it is intact.
-        ValueError, also without a path: a weight is not finite any more."""
+        ValueError, also without a path: a weight is no number any more."""
         for name, weight in self.weights.items():
             own = weight.to_local() if hasattr(weight, "to_local") else weight  # if sharded
-            if not own.isfinite().all():
+            if own.isnan().any() or (own == torch.inf).any():  # -inf: what a table finds impossible
                 raise ValueError(
-                    f"step {self.step}: weight {name!r} is not finite any more, so nothing is written; {self.saved}; "
+                    f"step {self.step}: weight {name!r} is no number any more, so nothing is written; {self.saved}; "
                     "start anew, in a new folder, with a lower rate or weight decay"
                 )
         if path is None:
