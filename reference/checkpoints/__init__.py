@@ -21,8 +21,8 @@ from torch import Tensor
 from reference.checkpoints.config import Config, read_json
 
 __all__ = [
-    "NAMED", "Config", "find_folder", "read_json", "read_weights", "stored_dtype", "weight_files", "write_checkpoint",
-    "write_whole",
+    "NAMED", "Config", "find_folder", "is_stream", "read_json", "read_weights", "stored_dtype", "weight_files",
+    "write_checkpoint", "write_whole",
 ]  # fmt: skip
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names, and torch's
@@ -198,11 +198,16 @@ def find_folder(path: str | os.PathLike) -> Path:
         raise FileNotFoundError(f"no folder {path}, and it could not be fetched as a repository: {reason}") from None
 
 
+def is_stream(path: Path) -> bool:
+    """A device or a pipe: it may be read once only, and its opening may wait."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def write_whole(path: Path, write) -> None:
     """Call `write(temporary path)`, flush it to disk and rename it to `path`: the file is never half-written. A link is
     followed to its file; a device or a pipe is written to as it is."""
     path = path.resolve()
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if is_stream(path):
         write(path)
         return
     part = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")  # nobody else's

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from reference.checkpoints import find_folder, read_json, stored_dtype, weight_files, write_whole
+from reference.checkpoints import find_folder, is_stream, read_json, stored_dtype, weight_files, write_whole
 from reference.evaluation.lines import check_id, read_prompts, unpacked
 from reference.evaluation.tasks import Task
 from reference.interface import Cost, Samples
@@ -46,13 +46,14 @@ class Checkpoint:
     device: str = "auto"  # cpu, cuda, cuda:1, ..; auto: a GPU if there is one
     max_length: int | None = None  # longest text that will be asked for (it fixes longrope); none: the model's own
 
+    @cached_property
     def folder(self) -> Path:
         """FileNotFoundError: there is no such folder or repository."""
         return find_folder(self.model)
 
     def room(self) -> int:
         """The tokens that a response may have if nobody says how many."""
-        most = self.max_length or Config.from_json(self.folder() / "config.json").max_position_embeddings
+        most = self.max_length or Config.from_json(self.folder / "config.json").max_position_embeddings
         return max(1, most - min(1024, most // 2))
 
     def __post_init__(self) -> None:
@@ -64,16 +65,16 @@ class Checkpoint:
         if self.dtype != "auto":
             return DTYPES[self.dtype]
         try:
-            return stored_dtype(self.folder())
+            return stored_dtype(self.folder)
         except FileNotFoundError:  # a folder with a config.json alone: what it says
-            source = read_json(self.folder() / "config.json")
+            source = read_json(self.folder / "config.json")
             return DTYPES.get(str(source.get("dtype") or source.get("torch_dtype")), torch.float32)
 
     def identity(self) -> dict[str, Any]:
         """What the model is: its weights, and how it is read and spoken to. Reads the files, but loads nothing."""
         return {
-            "weights": files_digest(self.folder(), weight_files(self.folder())),
-            "tokenizer and stop ids": files_digest(self.folder(), tokenizer_files(self.folder())),
+            "weights": files_digest(self.folder, weight_files(self.folder)),
+            "tokenizer and stop ids": files_digest(self.folder, tokenizer_files(self.folder)),
             "dtype": str(self.stored_dtype()).removeprefix("torch."), "templates": self.templates,
             "the templates' module": module_digest(self.templates), "max_length": self.max_length,
         }  # fmt: skip
@@ -87,7 +88,7 @@ class Checkpoint:
         except Exception as error:  # torch raises what it likes
             raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
         dtype = DTYPES.get(self.dtype)
-        return TextModel.from_pretrained(self.folder(), dtype, device, self.max_length, self.templates)
+        return TextModel.from_pretrained(self.folder, dtype, device, self.max_length, self.templates)
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class Input:
             raise ValueError("a prompt and --file were given; give one of them")
         if self.format is not None and self.file in (None, "-"):
             raise ValueError(f"format is {self.format!r}, but there is no --file of that format; name one")
-        if self.file not in (None, "-"):
-            check_readable(str(self.file))
+        if self.file not in (None, "-") and not is_stream(Path(str(self.file))):
+            open(str(self.file), "rb").close()  # is it there?
 
     def lines(self) -> list[dict[str, Any]]:
         """Objects with "prompt" and, where the input has one, "id". ValueError: a line that is none; no line at all."""
@@ -123,12 +124,6 @@ class Input:
             with unpacked(name) as file:
                 data = file.read()
         return [fields for _, fields in read_prompts(name, data)]
-
-
-def check_readable(path: str) -> None:
-    """OSError: there is no such file. What can be read once only, a pipe, is not opened."""
-    if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
-        open(path, "rb").close()
 
 
 @dataclass(frozen=True)
@@ -271,9 +266,9 @@ def check_writable(path: str | Path) -> None:
     path = Path(path).resolve()  # a link may lead to a file that is not there yet
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: {path.parent} is no folder; make it first")
+    if is_stream(path):
+        return
     existed = path.exists()
-    if existed and not path.is_file() and not path.is_dir():
-        return  # a device or a pipe, whose opening may wait for a reader
     open(path, "a").close()
     if not existed:
         path.unlink()
@@ -309,14 +304,18 @@ def cut(speaker: TextModel, tokens: list[int], stops: Sequence[str]) -> tuple[st
     """A response's text before the first of the stop strings, and the number of tokens up to that string's end; None:
     none of them is in it."""
     decode = speaker.tokenizer.decode
+
+    def ended(count: int) -> bool:
+        return len(before(text := decode(tokens[:count]), stops)) < len(text)
+
     text = decode(tokens)
-    at = min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=None)
-    if at is None:
-        return text, None
-    whole = range(1, len(tokens) + 1)
-    return text[:at], bisect_left(
-        whole, True, key=lambda k: any(stop in decode(tokens[:k]) for stop in stops if stop)
-    ) + 1
+    count = bisect_left(range(len(tokens)), True, key=ended) if ended(len(tokens)) else None
+    return before(text, stops), count
+
+
+def before(text: str, stops: Sequence[str]) -> str:
+    """A text before the first of the stop strings."""
+    return text[: min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def details(answers: Answers, count: int) -> dict[str, list]:

@@ -235,8 +235,7 @@ def check_apart(given: Mapping[str, Any], output: Any) -> None:
     """ValueError: what is to be written is what is to be read, or is written twice."""
     inputs = [getattr(getattr(given.get("asked"), "input", given.get("given")), "file", None)]
     inputs += [getattr(given.get("task"), "path", None), *(given.get("files") or ())]
-    outputs = [getattr(output, "out", None), given.get("merge"), given.get("picture")]
-    outputs.append(given.get("alpaca_eval"))
+    outputs = [getattr(output, "out", None), *map(given.get, ("merge", "picture", "alpaca_eval"))]
     outputs += [given.get("out"), times_of(given["out"]) if given.get("out") and "task" in given else None]
     taken = {Path(place).resolve() for place in inputs if place not in (None, "-")}
     for place in outputs:

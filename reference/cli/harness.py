@@ -23,7 +23,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from reference.cli.asking import Checkpoint, Method
+from reference.cli.asking import Checkpoint, Method, before
 from reference.cli.command_line import TOKENS, load
 from reference.cli.listing import commands
 
@@ -131,7 +131,7 @@ class SharpeningLM(TemplateLM):
             now.__dict__["prompts"] = [self.tok_encode(context)[-most:] for context in contexts]
         answers = Method(self.name, self.function, config)(now)
         texts = [self.speaker.tokenizer.decode(answers.samples.sample(i, 0).tokens) for i in range(len(contexts))]
-        return [cut(text, told["until"]) for text in texts]
+        return [before(text, told["until"]) for text in texts]
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self.need_likelihoods()
@@ -181,8 +181,3 @@ def build(kind: Any, given: dict[str, Any], room: int) -> Any:
         elif field.name in TOKENS and isinstance(default, int):
             own[field.name] = min(default, room)
     return kind(**own)
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
-    """Before the first of the stop strings."""
-    return text[: min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))]

@@ -54,7 +54,7 @@ def evaluate(
     Example: sharpen evaluate power --model smollm2 --task task.jsonl --grader numeric --out runs/power.jsonl
     """
     own, checkpoint, shard = evaluation, asked.checkpoint, evaluation.shard
-    if asked.input.raw and "bare" in FORMATS[task.format].styles and task.prompt_style != "bare":
+    if asked.input.raw and "bare" in FORMATS[task.format].styles:
         task = replace(task, prompt_style="bare")
     if task.prompt_style == "bare" and not asked.stop:
         asked = replace(asked, stop=FORMATS[task.format].stop)
@@ -171,7 +171,7 @@ def info(checkpoint: Checkpoint) -> None:
     Example: sharpen info --model Qwen/Qwen2.5-Math-7B --dtype bfloat16
     Page: transformer
     """
-    folder = checkpoint.folder()
+    folder = checkpoint.folder
     config = Config.from_json(folder / "config.json")
     dtype = checkpoint.stored_dtype()
     with torch.device("meta"):

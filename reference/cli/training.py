@@ -186,9 +186,11 @@ def train_grpo(
     Page: grpo
     """
     named = grading.grader or FORMATS[asked.input.format or "plain"].grader
+    if named == "none":
+        raise ValueError("grader 'none' judges nothing, so there is no reward; name another by --grader")
     grade = make_grader(named, grading.allow_code_execution)
-    problems = list[Problem]()
-    for i, line in enumerate(asked.lines):
+    problems = [Problem(**line) for line in asked.lines] if asked.input.format else []
+    for i, line in enumerate(asked.lines if not asked.input.format else []):
         try:
             problems.append(Problem(asked.keys[i], line["prompt"], answer_of(line), line.get("begin", "")))
         except KeyError as error:
@@ -213,7 +215,7 @@ def train_grpo(
         )  # fmt: skip
         return {**tuned.log, "cost": asdict(tuned.cost)}
 
-    answers = digest([[problem.answer, problem.begin] for problem in problems])
+    answers = digest([[problem.answer, problem.begin, problem.grader] for problem in problems])
     training.run(asked, learn, config=config, fitting=fitting, grader=named, answers=answers)
 
 

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from reference.evaluation.lines import QUESTIONS
@@ -79,15 +80,38 @@ def gsm8k(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     return Problem(id, get(fields, *QUESTIONS) + STEPS, answer)
 
 
-def gpqa(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
+def ask_usually(question: str, choices: list[str]) -> str:
+    lines = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices))
+    return (
+        f"{question}\n\n{lines}\n\nPlease reason step by step, and put the letter of your final choice within "
+        "\\boxed{}."
+    )
+
+
+def ask_as_paper(question: str, choices: list[str]) -> str:
+    """As the code of 2510.14901 does."""
+    lines = "\n".join(f"{letter}) {choice}" for letter, choice in zip(LETTERS, choices))
+    return (
+        "Answer the following multiple choice question. The last line of your response should be of the following "
+        "format: '\\boxed{$LETTER}' (without quotes) where LETTER is one of ABCD (ex. '\\boxed{A}'). Think step by "
+        f"step before answering.\n\n{question}\n\n{lines}"
+    )
+
+
+def gpqa(
+    fields: Mapping[str, Any], id: str | int, seed: int, ask: Callable[[str, list[str]], str] = ask_usually
+) -> Problem:
     """The public file's columns, or "question", "choices" and "answer": the right one's text, letter or place from 0.
 
     Choices are sorted by a random number of their own, addressed by seed, id and place in the file.
     """
     if "Correct Answer" in fields:
         choices = [get(fields, "Correct Answer"), *(get(fields, f"Incorrect Answer {i}") for i in (1, 2, 3))]
-        return choose(id, get(fields, "Question"), choices, 0, seed)
-    return choose(id, get(fields, *QUESTIONS), *choices_of(fields), seed)
+        question, right = get(fields, "Question"), 0
+    else:
+        question, (choices, right) = get(fields, *QUESTIONS), choices_of(fields)
+    order = sorted(range(len(choices)), key=lambda i: child_seed(seed, "choice", key_of(id), i))
+    return Problem(id, ask(question.strip(), [choices[i].strip() for i in order]), LETTERS[order.index(right)])
 
 
 def choices_of(fields: Mapping[str, Any]) -> tuple[list[str], int]:
@@ -102,37 +126,11 @@ def choices_of(fields: Mapping[str, Any]) -> tuple[list[str], int]:
     return choices, names.index(answer) % len(choices)
 
 
-def choose(id: str | int, question: str, choices: list[str], right: int, seed: int | None) -> Problem:
-    """A question of multiple choice. seed: of the choices' order; None: as they are."""
-    order = list(range(len(choices)))
-    if seed is not None:
-        order.sort(key=lambda i: child_seed(seed, "choice", key_of(id), i))
-    lines = "\n".join(f"{letter}. {choices[i].strip()}" for letter, i in zip(LETTERS, order))
-    prompt = (
-        f"{question.strip()}\n\n{lines}\n\nPlease reason step by step, and put the letter of your final choice within "
-        "\\boxed{}."
-    )
-    return Problem(id, prompt, LETTERS[order.index(right)])
-
-
 def paper_boxed(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     """As the code of 2510.14901 asks, base models as text, chat models as a turn; the braces are doubled there."""
     asked = f"Can you solve the following math problem? {get(fields, *QUESTIONS, 'Problem')}"
     steps = " Please reason step by step, and put your final answer within \\boxed{{}}."
     return Problem(id, asked + steps, get(fields, "answer", "Answer"))
-
-
-def paper_gpqa(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
-    """As the code of 2510.14901 asks."""
-    usual = gpqa(fields, id, seed)
-    question, lines = usual.prompt.rpartition("\n\nPlease reason")[0].rsplit("\n\n", 1)
-    head = (
-        "Answer the following multiple choice question. The last line of your response should be of the following "
-        "format: '\\boxed{$LETTER}' (without quotes) where LETTER is one of ABCD (ex. '\\boxed{A}'). Think step by "
-        "step before answering."
-    )
-    lines = re.sub(r"(?m)^([A-J])[.] ", r"\1) ", lines)
-    return replace(usual, prompt=f"{head}\n\n{question}\n\n{lines}")
 
 
 def bare_humaneval(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
@@ -150,7 +148,9 @@ def humaneval(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
 
 def mmlu(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     """ "question", "choices", "answer": a place from 0, or a letter. The choices stay in their order, as is usual."""
-    return choose(id, get(fields, *QUESTIONS), *choices_of(fields), None)
+    choices, right = choices_of(fields)
+    prompt = ask_usually(get(fields, *QUESTIONS).strip(), [choice.strip() for choice in choices])
+    return Problem(id, prompt, LETTERS[right])
 
 
 def prontoqa(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
@@ -275,24 +275,16 @@ def alpacaeval(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     return Problem(id, get(fields, "instruction"), "")
 
 
+SIGNS = {
+    r"\times": "*", r"\cdot": "*", r"\div": "/", "×": "*", "÷": "/", "·": "*", "−": "-", r"\left": "", r"\right": "",
+    "x": "*", "[": "(", "]": ")", "$": "",
+}  # fmt: skip
+
+
 def reaches_24(expression: str, numbers: str) -> bool:
     """Whether an expression of + - * / has the value 24 and each of the numbers exactly once."""
     text = re.sub(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))", expression)
-    for mark, sign in (
-        (r"\times", "*"),
-        (r"\cdot", "*"),
-        (r"\div", "/"),
-        ("×", "*"),
-        ("÷", "/"),
-        ("·", "*"),
-        ("−", "-"),
-        (r"\left", ""),
-        (r"\right", ""),
-        ("x", "*"),
-        ("[", "("),
-        ("]", ")"),
-        ("$", ""),
-    ):
+    for mark, sign in SIGNS.items():
         text = text.replace(mark, sign)
     text = text.partition("=")[0].strip()
     if len(text) > 200 or not re.fullmatch(r"[\d+\-*/() ]+", text) or "**" in text or "//" in text:
@@ -318,7 +310,8 @@ STUB_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # Codex's
 FORMATS = {
     "plain": Format(plain, "exact"), "math500": Format(boxed, "math", {"paper": paper_boxed}),
     "gsm8k": Format(gsm8k, "numeric"),
-    "gpqa": Format(gpqa, "choice", {"paper": paper_gpqa}), "aime": Format(boxed, "numeric", {"paper": paper_boxed}),
+    "gpqa": Format(gpqa, "choice", {"paper": partial(gpqa, ask=ask_as_paper)}),
+    "aime": Format(boxed, "numeric", {"paper": paper_boxed}),
     "humaneval": Format(humaneval, "code", {"paper": humaneval, "bare": bare_humaneval}, STUB_STOPS),
     "hmmt": Format(boxed, "math"), "mmlu": Format(mmlu, "choice"), "prontoqa": Format(prontoqa, "exact"),
     "game24": Format(game24, "game24"), "hle": Format(hle, "mixed"), "livecodebench": Format(livecodebench, "code"),

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from reference.checkpoints import is_stream
 from reference.evaluation.formats import FORMATS, IDS, Problem
 from reference.evaluation.lines import check_id, read_objects
 
@@ -74,7 +75,7 @@ class Task:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What the problems follow from; results are resumed and merged only if it is the same."""
-        if Path(self.path).exists() and not (Path(self.path).is_file() or Path(self.path).is_dir()):
+        if is_stream(Path(self.path)):
             raise ValueError(f"{self.path} is a pipe, and a task is read several times; write it to a file first")
         count = sum(1 for _ in self)
         if not count:

@@ -38,18 +38,22 @@ def size(value: Any) -> int:
     return len(value) if isinstance(value, str | bytes | list | tuple | dict) else 1
 
 
+def check_given(name: str, *given: Any) -> None:
+    """TooMuch: a function of texts may make too long a one of these: by counts, or as str.replace does."""
+    if any(isinstance(x, int) and abs(x) > LONGEST for x in given) or (
+        math.prod(max(1, size(x)) for x in given) > 100 * LONGEST
+    ):
+        raise TooMuch(f"{name} would make more than {LONGEST:,} characters")
+    if "format" in name:
+        check_widths(str(given[0]))
+
+
 def bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter or a method, refused if what it is given may make too long a text: by counts, or as str.replace does."""
+    """A filter, within bounds."""
 
     @functools.wraps(function)  # with the marks by which jinja2 knows what else it wants
     def within(*args: Any, **named: Any) -> Any:
-        given = [*args, *named.values()]
-        if function.__name__ == "do_format":
-            check_widths(str(args[0]))
-        if any(isinstance(x, int) and abs(x) > LONGEST for x in given) or math.prod(max(1, size(x)) for x in given) > (
-            100 * LONGEST
-        ):
-            raise TooMuch(f"{function.__name__} would make more than {LONGEST:,} characters")
+        check_given(function.__name__, *args, *named.values())
         return checked(function(*args, **named))
 
     return within
@@ -106,8 +110,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def call(self, __context: Any, __obj: Any, *args: Any, **named: Any) -> Any:
         if isinstance(own := getattr(__obj, "__self__", None), str):
-            check_widths(own * __obj.__name__.startswith("format"))
-            bounded(lambda *given: None)(own, *args, *named.values())
+            check_given(__obj.__name__, own, *args, *named.values())
         return checked(super().call(__context, __obj, *args, **named))
 
 

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,9 @@ class RunFolder:
                 raise ValueError(
                     f"{self.path} was written with {difference}; name another folder, or give the same settings"
                 )
-            for part in self.path.rglob(".*.part"):  # of a process that was killed
-                part.unlink()
+            for part in self.path.rglob(".*.part"):
+                if re.fullmatch(r"\..+\.\d+\.part", part.name):  # `write_whole`'s, of a process that was killed
+                    part.unlink()
         elif any(self.path.iterdir()):
             raise ValueError(
                 f"{self.path} is not empty, and what it holds is no run of this command; name a new folder"

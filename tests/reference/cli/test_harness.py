@@ -12,31 +12,30 @@ harness = pytest.importorskip("reference.cli.harness", reason="pip install 'shar
 
 pytestmark = pytest.mark.slow  # the harness takes seconds to begin
 
-TASK = """
-task: relay
+HEAD = """
+task: NAME
 dataset_path: json
 dataset_kwargs: {data_files: {test: FOLDER/relay.jsonl}}
 test_split: test
-output_type: generate_until
 doc_to_text: "{{question}}"
+"""
+TASKS = {
+    "relay": """
+output_type: generate_until
 doc_to_target: "{{answer}}"
 generation_kwargs: {max_gen_toks: 24, do_sample: false, until: ["."]}
 filter_list:
   - name: last
     filter: [{function: regex, regex_pattern: "(-?[0-9]+)", group_select: -1}, {function: take_first}]
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-"""
-CHOICES = """
-task: choices
-dataset_path: json
-dataset_kwargs: {data_files: {test: FOLDER/relay.jsonl}}
-test_split: test
+""",
+    "choices": """
 output_type: multiple_choice
-doc_to_text: "{{question}}"
 doc_to_choice: ["1", "2"]
 doc_to_target: 1
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
+""",
+}
 
 
 @pytest.fixture
@@ -46,8 +45,8 @@ def evaluate(tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(name, "1")
     rows = [{"question": p.question, "answer": p.answer} for p in make_problems(6, seed=1000)]
     (tmp_path / "relay.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for name, text in (("relay", TASK), ("choices", CHOICES)):
-        (tmp_path / f"{name}.yaml").write_text(text.replace("FOLDER", str(tmp_path)))
+    for name, text in TASKS.items():
+        (tmp_path / f"{name}.yaml").write_text((HEAD + text).replace("NAME", name).replace("FOLDER", str(tmp_path)))
 
     def run(task, model_args, *more, code=0):
         out = tmp_path / "out" / str(len(list((tmp_path / "out").glob("*"))) if (tmp_path / "out").exists() else 0)
@@ -112,4 +111,4 @@ def test_what_cannot_be_served_is_one_line(task, model_args, message, evaluate):
     ("abc", ["a"], ""),
 ])  # fmt: skip
 def test_a_response_ends_before_the_first_stop_string(text, stops, left):
-    assert harness.cut(text, stops) == left
+    assert harness.before(text, stops) == left

@@ -499,3 +499,44 @@ def test_closed_streams(closed, problems, tmp_path):
     done = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr + done.stdout
     assert len((tmp_path / "a").read_text().splitlines()) == 5
+
+
+def test_grpo_grades_each_problem_as_evaluate_does(run, tmp_path, monkeypatch):
+    """By its own grader, and with what it is tested on."""
+    from reference.cli import training
+    from reference.evaluation.tasks import Task
+
+    asked = []
+
+    def spy(*_):
+        return lambda problem, text: asked.append(problem)
+
+    def stop(*_, **__):
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training, "make_grader", spy)
+    monkeypatch.setattr(training.Training, "run", stop)
+    tests = '[{"input": "1", "output": "1"}]'
+    rows = {"hle": {"question": "1 + 1", "answer_type": "multipleChoice", "answer": "B"},
+            "livecodebench": {"question_content": "1 + 1", "public_test_cases": tests}}  # fmt: skip
+    for format, row in rows.items():
+        (tmp_path / "task.jsonl").write_text(json.dumps({**row, "id": "a"}))
+        asked.clear()
+        run("train", "grpo", "--file", tmp_path / "task.jsonl", "--format", format, "-o", tmp_path / "x", code=2)
+        assert asked == list(Task(tmp_path / "task.jsonl", format)) and (asked[0].grader or asked[0].stdin)
+
+
+def test_what_judges_nothing_is_no_reward(run, tmp_path):
+    (tmp_path / "task.jsonl").write_text('{"instruction": "1 + 1"}')
+    arguments = ("train", "grpo", "--file", tmp_path / "task.jsonl", "--format", "alpacaeval", "-o", tmp_path / "x")
+    run(*arguments, code=2)
+    assert "grader 'none' judges nothing" in run.err and not (tmp_path / "x").exists()
+
+
+def test_only_parts_of_our_own_are_removed(tmp_path):
+    with RunFolder(tmp_path / "run", {"a": 1}) as folder:
+        (folder / "weights").write_text("")
+    for name in (".weights.12345.part", ".mine.part"):
+        (tmp_path / "run" / name).write_text("")
+    with RunFolder(tmp_path / "run", {"a": 1}):
+        assert sorted(path.name for path in folder.iterdir()) == [".mine.part", "training.json", "weights"]

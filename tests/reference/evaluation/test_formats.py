@@ -291,3 +291,11 @@ def test_a_stub_is_gone_on_with(tmp_path):
     (chat,) = Task(tmp_path / "code.jsonl", "humaneval", prompt_style="paper")
     assert "Complete this Python function" in chat.prompt
     assert FORMATS["humaneval"].stop == ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+
+
+def test_a_choice_may_have_paragraphs(tmp_path):
+    row = {"question": "Which?", "choices": ["one\n\nmore", "two"], "answer": 0, "id": "g"}
+    (tmp_path / "gpqa.jsonl").write_text(json.dumps(row))
+    (paper,) = Task(tmp_path / "gpqa.jsonl", "gpqa", prompt_style="paper")
+    first, second = ("one\n\nmore", "two") if paper.answer == "A" else ("two", "one\n\nmore")
+    assert paper.prompt.endswith(f"\n\nWhich?\n\nA) {first}\nB) {second}")
