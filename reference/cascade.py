@@ -44,7 +44,9 @@ class CascadeConfig:
     policy: str = "unanimous"  # or "majority": more than half
     stages: tuple[str, ...] | None = None  # in this order; (): the static check alone; None: all the templates have
     exit: str = "vote"  # see above
-    thinking: bool = False  # a candidate must hold thinking that has ended, "</think>" (the paper's models think)
+    require_thinking: bool = (
+        False  # a candidate must hold thinking that has ended, "</think>" (the paper's models think)
+    )
     max_new_tokens: int = 8192  # most tokens of a judge's reply
     temperature: float = 0.6
     top_p: float | None = 0.95
@@ -134,6 +136,11 @@ class Verification:
         accepted = self.accepted(**how)
         return torch.where(accepted.any(-1), accepted.int().argmax(-1), -1)
 
+    @property
+    def remark(self) -> str:
+        """How many votes could not be read: too many of them, and the record says nothing."""
+        return f"unread votes, which count as no: {int(self.unread.sum())} of {int((self.votes != UNASKED).sum())}"
+
     def rejections(self) -> dict[str, int]:
         """How many candidates each stage was the first to reject."""
         passed = self.passed()
@@ -181,7 +188,7 @@ def verify(
     judge = Judge(speaker, questions, solutions, config, seed, keys, transcripts, **settings)
     stages = tuple(speaker.templates.stages if config.stages is None else config.stages)
     n, v, need = len(solutions[0]), config.votes, needed(config.votes, config.policy)
-    static = torch.tensor([[static_check(speaker, text, config.thinking) for text in own] for own in solutions])
+    static = torch.tensor([[static_check(speaker, text, config.require_thinking) for text in own] for own in solutions])
     votes = torch.full((len(questions), n, len(stages), v), UNASKED, dtype=torch.int8)
     calls, tokens, unread = torch.zeros((3, *votes.shape[:3]), dtype=torch.int64)
     left = static.clone()

@@ -171,7 +171,8 @@ def nothing_accepted(verification: Verification) -> str:
     by_stage = ", ".join(f"{name} {count}" for name, count in counts.items())
     return (
         f"no candidate was accepted: of {verification.static.numel()} the static check rejected {static}, then "
-        f"{by_stage}; draw more candidates (n), ask for fewer votes, or look at the stage that rejects most"
+        f"{by_stage} ({verification.remark}); draw more candidates (n), ask for fewer votes, or look at the stage that "
+        "rejects most"
     )
 
 

@@ -100,7 +100,9 @@ def validate(
     judges reply matters. The randomness is that of `verify`: a vote of the same label is the same vote."""
     config = config or CascadeConfig()
     judge = Judge(speaker, questions, solutions, config, seed, keys, **settings)
-    accepted = torch.tensor([[static_check(speaker, text, config.thinking) for text in own] for own in solutions])
+    accepted = torch.tensor(
+        [[static_check(speaker, text, config.require_thinking) for text in own] for own in solutions]
+    )
     cases = [(i, c) for i, c in accepted.nonzero().tolist()]
     accepted[accepted.clone()] = torch.tensor(validator(judge, cases), dtype=torch.bool)
     return accepted, judge
@@ -151,6 +153,10 @@ class Validated:
     @property
     def cost(self) -> Cost:
         return Cost.parallel(self.costs)
+
+    @property
+    def remark(self) -> str | None:
+        return self.verification.remark if self.verification.unread.any() else None
 
     def tokens(self, lazy: bool = False) -> Tensor:
         """int64 [problems]: tokens in and out, of the candidates and of the calls on them; lazy: as if candidates were

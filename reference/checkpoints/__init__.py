@@ -144,7 +144,7 @@ def read_index(folder: Path) -> dict[str, str] | None:
     if (
         not isinstance(names, dict)
         or not names
-        or not all(isinstance(x, str) and Path(x).name == x for x in names.values())
+        or not all(isinstance(x, str) and Path(x).name == x and x.strip(".") for x in names.values())
     ):
         raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files beside it; fetch it again")
     return names

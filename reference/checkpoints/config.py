@@ -47,6 +47,7 @@ CHANGES = re.compile(
 COUNTS = (*NEEDED, "num_key_value_heads", "head_dim", "sliding_window", "max_window_layers",
           "original_max_position_embeddings")  # fmt: skip
 SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 AMOUNTS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
 
 
@@ -62,19 +63,46 @@ def check_values(source: Any) -> None:
             wanted = "a positive whole number"
         elif key in SWITCHES and not isinstance(value, bool):
             wanted = "true or false"
-        elif key in AMOUNTS and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+        elif key in AMOUNTS and not is_amount(value):
             wanted = "a positive number"
-        elif key in ("rope_scaling", "rope_parameters") and not isinstance(value, dict):
-            wanted = "an object"
+        elif key in ("rope_scaling", "rope_parameters"):
+            wanted = None if isinstance(value, dict) else "an object"
+            check_rope(value if isinstance(value, dict) else {})
+        elif key == "layer_types" and not (isinstance(value, list) and all(isinstance(x, str) for x in value)):
+            wanted = "a list of texts"
         if wanted:
             raise ValueError(f"config: {key} is {str(value)[:40]!r}; it must be {wanted}")
-    layers, width = source.get("num_hidden_layers") or 0, source.get("hidden_size") or 1
-    if layers > 10**5 or layers * width**2 > 1 << 42:
-        need = layers * 8 * width**2 / 1e9
+    layers, width, heads, vocab = (source.get(key) or 1 for key in SIZES)
+    across = heads * (source.get("head_dim") or 1) + (source.get("intermediate_size") or 1)
+    need = 4 * (layers * width * across + vocab * width) / 1e9
+    if layers > 10**5 or need > 1e5 or max(width, across, vocab) > 1 << 24:
         have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-        raise ValueError(
-            f"config: num_hidden_layers is {layers}; such a model takes {need:,.0f} GB, and there are {have:,.0f}"
-        )
+        sizes = f"num_hidden_layers {layers}, hidden_size {width}, {across:,} across"
+        raise ValueError(f"config: such a model ({sizes}) takes {need:,.0f} GB at least, and there are {have:,.0f}")
+
+
+def is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
+
+
+def check_rope(rope: dict[str, Any]) -> None:
+    """ValueError: a key of RoPE's settings with a value of another kind than it has."""
+    for key, value in rope.items():
+        wanted = None
+        if value is None:
+            continue
+        if key in ("rope_type", "type") and not isinstance(value, str):
+            wanted = "a text"
+        elif key in ("short_factor", "long_factor") and not (isinstance(value, list) and all(map(is_amount, value))):
+            wanted = "a list of positive numbers"
+        elif (key in AMOUNTS or re.search(r"factor$|^beta_|^mscale|^original_", key)) and not (
+            is_amount(value) or key in ("short_factor", "long_factor") or (key == "mscale_all_dim" and value == 0)
+        ):
+            wanted = "a positive number"
+        elif key == "truncate" and not isinstance(value, bool):
+            wanted = "true or false"
+        if wanted:
+            raise ValueError(f"config: RoPE's {key} is {str(value)[:40]!r}; it must be {wanted}")
 
 
 @dataclass(frozen=True)
@@ -244,6 +272,6 @@ def read_json(path: Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; a checkpoint folder needs it")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None

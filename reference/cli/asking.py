@@ -19,11 +19,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tyro.conf import Positional
+from tyro.conf import FlagCreatePairsOff, Positional
 
 from reference.checkpoints import find_folder, is_stream, read_json, stored_dtype, weight_files, write_whole
 from reference.evaluation.lines import check_id, read_prompts, unpacked
-from reference.evaluation.tasks import Task
+from reference.evaluation.results import is_results
+from reference.evaluation.tasks import FORMATS, Task
 from reference.interface import Cost, Samples
 from reference.sampling import check_settings, child_seed, key_of
 from reference.text.identity import VERSION, digest, files_digest, flat, module_digest
@@ -31,6 +32,7 @@ from reference.text.text_model import TextModel
 from reference.text.tokenizer import tokenizer_files
 from reference.transformer import Config
 
+CODE = "reference.text.chat_templates:code_templates"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
@@ -45,6 +47,8 @@ class Checkpoint:
     dtype: str = "auto"  # of the weights: float32, bfloat16, float16 or float64; auto: as they are stored
     device: str = "auto"  # cpu, cuda, cuda:1, ..; auto: a GPU if there is one
     max_length: int | None = None  # longest text that will be asked for (it fixes longrope); none: the model's own
+    thinking: FlagCreatePairsOff[bool] = False  # tell the chat template to open the thinking (enable_thinking)
+    no_thinking: FlagCreatePairsOff[bool] = False  # tell it to leave the thinking out; neither: as it does by itself
 
     @cached_property
     def folder(self) -> Path:
@@ -59,6 +63,18 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype is {self.dtype!r}; it must be auto, {', '.join(DTYPES)}")
+        if self.thinking and self.no_thinking:
+            raise ValueError("--thinking and --no-thinking were given; give one of them")
+
+    @property
+    def variables(self) -> dict[str, bool]:
+        """What chat templates are told."""
+        return {"enable_thinking": self.thinking} if self.thinking or self.no_thinking else {}
+
+    def for_programs(self) -> Checkpoint:
+        """Asked for programs in its own words, unless other templates are named."""
+        own = self.templates or read_json(self.folder / "config.json").get("templates")
+        return self if own else replace(self, templates=CODE)
 
     def stored_dtype(self) -> torch.dtype:
         """The weights' dtype: that of the files unless another was asked for."""
@@ -77,6 +93,7 @@ class Checkpoint:
             "tokenizer and stop ids": files_digest(self.folder, tokenizer_files(self.folder)),
             "dtype": str(self.stored_dtype()).removeprefix("torch."), "templates": self.templates,
             "the templates' module": module_digest(self.templates), "max_length": self.max_length,
+            **self.variables,
         }  # fmt: skip
 
     def load(self) -> TextModel:
@@ -87,8 +104,8 @@ class Checkpoint:
                 raise ValueError("it holds no numbers")
         except Exception as error:  # torch raises what it likes
             raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
-        dtype = DTYPES.get(self.dtype)
-        return TextModel.from_pretrained(self.folder, dtype, device, self.max_length, self.templates)
+        dtype, variables = DTYPES.get(self.dtype), self.variables
+        return TextModel.from_pretrained(self.folder, dtype, device, self.max_length, self.templates, variables)
 
 
 @dataclass(frozen=True)
@@ -128,7 +145,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Grading:
-    grader: str | None = None  # exact, numeric, choice, math, code, game24; none: the format's usual one
+    grader: str | None = None  # exact, numeric, choice, math, truth, code, ..; none: the format's usual one
     allow_code_execution: bool = False  # run code that the model wrote, with limits that are no security boundary
 
 
@@ -146,6 +163,8 @@ class Asked:
 
     def __post_init__(self) -> None:
         check_settings(self, least={"n": 1, "slots": 1})
+        if self.input.format is not None and FORMATS[self.input.format].grader == "code":
+            self.checkpoint = self.checkpoint.for_programs()
         self.stop = tuple(stop.replace("\\n", "\n").replace("\\t", "\t") for stop in self.stop)
 
     @cached_property
@@ -259,8 +278,9 @@ class Output:
                 raise OSError(f"{self.out} cannot be written ({error.strerror}); the answers stand above") from None
 
 
-def check_writable(path: str | Path) -> None:
-    """OSError: a file cannot be written there. Nothing is left behind, or changed."""
+def check_writable(path: str | Path, results: bool = False) -> None:
+    """OSError: a file cannot be written there; ValueError: it holds results (unless it may) or weights. Nothing is left
+    behind, or changed."""
     if not str(path):
         raise ValueError("the name of a file to write to is empty; give one")
     path = Path(path).resolve()  # a link may lead to a file that is not there yet
@@ -270,6 +290,8 @@ def check_writable(path: str | Path) -> None:
         return
     existed = path.exists()
     open(path, "a").close()
+    if existed and (path.suffix in (".safetensors", ".gguf") or (is_results(path) and not results)):
+        raise ValueError(f"{path} holds results of an evaluation, or weights; name another file")
     if not existed:
         path.unlink()
 

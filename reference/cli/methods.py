@@ -215,12 +215,13 @@ def verify(
         votes = {name: own.tolist() for name, own in zip(record.stages, record.votes[0, 0])}
         static, accepted = bool(record.static[0, 0]), bool(record.accepted()[0, 0])
         if output.json:
-            known = {"id": asked.keys[i], "prompt": question, "static": static, "votes": votes, "accepted": accepted}
+            known = {"id": asked.keys[i], "prompt": question, "static": static, "votes": votes,
+                     "unread": record.unread[0, 0].tolist(), "accepted": accepted}  # fmt: skip
             lines.append(json.dumps(known))
             continue
         said = {1: "yes", 0: "no"}
         lines += [question, f"  static check: {'passed' if static else 'failed: no answer can be read'}"]
         lines += [f"  {name}: {' '.join(said.get(vote, '-') for vote in own)}" for name, own in votes.items()]
-        lines.append(f"  {'accepted' if accepted else 'rejected'}")
+        lines.append(f"  {'accepted' if accepted else 'rejected'}; {record.remark}")
     output.write("\n".join(lines))
     return None

@@ -19,9 +19,9 @@ from reference.checkpoints import read_json, write_whole
 from reference.cli.asking import Asked, Checkpoint, Grading, Input, Method, Output, check_writable, records
 from reference.evaluation.evaluate import evaluate as run_evaluation
 from reference.evaluation.graders import make_grader
-from reference.evaluation.results import Results, in_order, is_results
+from reference.evaluation.report import report as make_report
+from reference.evaluation.results import Results, all_results, is_results, without_times
 from reference.evaluation.results import merge as merge_results
-from reference.evaluation.results import report as make_report
 from reference.evaluation.tasks import FORMATS, Task, parse_shard
 from reference.sampling import check_settings
 from reference.text.identity import VERSION
@@ -53,13 +53,16 @@ def evaluate(
     makes a small one for smollm2.
     Example: sharpen evaluate power --model smollm2 --task task.jsonl --grader numeric --out runs/power.jsonl
     """
-    own, checkpoint, shard = evaluation, asked.checkpoint, evaluation.shard
+    own, shard = evaluation, evaluation.shard
     if asked.input.raw and "bare" in FORMATS[task.format].styles:
         task = replace(task, prompt_style="bare")
     if task.prompt_style == "bare" and not asked.stop:
         asked = replace(asked, stop=FORMATS[task.format].stop)
     named = own.grader or FORMATS[task.format].grader
     grade = make_grader(named, own.allow_code_execution)
+    if named == "code":
+        asked = replace(asked, checkpoint=asked.checkpoint.for_programs())
+    checkpoint = asked.checkpoint
     ranks = f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"  # torchrun's
     at = parse_shard(shard or ranks, "shard" if shard else "RANK/WORLD_SIZE in the environment")
     place = Path(out) if shard or at[1] == 1 else Path(out).with_suffix(f".{at[0]}of{at[1]}{Path(out).suffix}")
@@ -68,6 +71,7 @@ def evaluate(
         "raw": asked.input.raw, "seed": asked.seed, "stop": list(asked.stop), "samples": asked.n,
         "grader": named, "batch": own.batch, **task.settings,
     }  # fmt: skip
+    check_writable(place, results=True)
     with Results(place, settings, at) as results:
 
         def answer(questions: list[str], keys: list[int | str]) -> list[dict[str, Any]]:
@@ -99,12 +103,11 @@ def report(
     for other in others:
         print(f"sharpen: {other} is no file of results; passed over", file=sys.stderr)
     places = [place for place in places if place not in others] or places
-    for place in (merge, picture, alpaca_eval):
+    for place in (picture, alpaca_eval):
         if place is not None:
             check_writable(place)
-    if merge is not None and Path(merge).is_file() and Path(merge).stat().st_size and not is_results(merge):
-        raise ValueError(f"{merge} is there, and is no file of results; name another file for --merge")
     if merge is not None:
+        check_writable(merge, results=True)
         merge_results(places, Path(merge))
         places = [Path(merge)]
     made = make_report(places)
@@ -113,8 +116,8 @@ def report(
         if len(made.rows) > 1:
             raise ValueError(f"{len(made.rows)} runs were given, and --alpaca-eval writes one's; name one run's files")
         name = f"{made.rows[0]['model']} {made.rows[0]['name']}"
-        outputs = [{"instruction": result.get("prompt"), "output": result["responses"][0]["text"], "generator": name}
-                   for result in in_order(places)]  # fmt: skip
+        outputs = [{"instruction": result["prompt"], "output": result["responses"][0]["text"], "generator": name}
+                   for result in all_results(without_times(places))]  # fmt: skip
         write_whole(Path(alpaca_eval), lambda part: part.write_text(json.dumps(outputs, indent=1) + "\n"))
     if picture is not None:
         made.draw(picture)
@@ -145,7 +148,8 @@ def score(
                 texts.append((i, speaker.tokenizer.encode(text, special_tokens=False) + stop))
             else:
                 found = [own["tokens"] for own in line["responses"]]
-                if not all(isinstance(ids, list) and ids and all(type(x) is int for x in ids) for ids in found):
+                whole = (isinstance(ids, list) and ids and all(type(x) is int for x in ids) for ids in found)
+                if not found or not all(whole):
                     raise TypeError
                 texts += [(i, ids) for ids in found]
         except (KeyError, TypeError):

@@ -244,6 +244,7 @@ def train_svd(asked: Asked, config: SVDConfig, training: Training, fitting: FitC
         return {
             **rounds[-1].log, "kept": [len(each.kept) for each in rounds],
             "rejected": [each.candidates.verification.rejections() for each in rounds],
+            "unread": [each.candidates.verification.remark for each in rounds],
             "cost": [asdict(each.candidates.cost) for each in rounds],
         }  # fmt: skip
 

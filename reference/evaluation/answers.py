@@ -98,6 +98,19 @@ def one_letter(text: str, boxed: bool = False) -> str | None:
     return None if others else letter.upper()
 
 
+def truth_of(text: str) -> str | None:
+    """ "True" or "False", as a response calls its answer, or says in its last line."""
+    if (said := after_thinking(text)) is None:
+        return None
+    box, last = last_boxed(said), said.strip().rpartition("\n")[2]
+    alone = [last] if re.fullmatch(r"\W*\w+\W*", last) else []
+    for line in [box] if box is not None else [*called(said), *alone]:
+        match = re.match(r"(?i)\W*(?:\\?(?:text|math)\w*\W*)?(true|false)(?!\w)", line)
+        if match and not re.search(r"(?i)(?:\bor|\band|/)\s*(?:true|false)\b", line):
+            return match[1].capitalize()
+    return None
+
+
 def mathematics_of(text: str) -> str | None:
     """The expression that a response gives, which may be any mathematics: no mark is looked for, and no sentence."""
     if (said := after_thinking(text)) is None:

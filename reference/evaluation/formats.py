@@ -10,11 +10,13 @@ import ast
 import base64
 import io
 import json
+import math
 import pickle
 import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -36,6 +38,7 @@ class Problem:
     begin: str = ""  # of a problem in code: how the program begins that the response may go on with
     grader: str | None = None  # its own, in a task of several kinds
     stdin: bool = False  # of a problem in code: the program reads its input and prints; the tests call `run(input)`
+    header: str = ""  # of a problem in code: what its judge puts before the program
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,10 @@ class Format:
 def get(fields: Mapping[str, Any], *names: str) -> str:
     """The first field of these names that there is. KeyError: its argument says what is missing."""
     for name in names:
-        if isinstance(value := fields.get(name), str | int | float) and not isinstance(value, bool):
+        value = fields.get(name)
+        if isinstance(value, float) and math.isfinite(value):
+            return f"{Decimal(repr(value)):f}"  # never 1e-05
+        if isinstance(value, str | int) and not isinstance(value, bool):
             return str(value)
     raise KeyError(" or ".join(map(repr, names)) + " (text or a number)")
 
@@ -115,15 +121,17 @@ def gpqa(
 
 
 def choices_of(fields: Mapping[str, Any]) -> tuple[list[str], int]:
-    """The texts of "choices", and the place of the right one, which "answer" names by text, letter or place from 0."""
+    """The texts of "choices", and the place of the right one, which "answer" names by text, letter or place from 0.
+    KeyError: it names none, or might mean several."""
     given, answer = fields.get("choices"), fields.get("answer")
     if not isinstance(given, list) or not 2 <= len(given) <= len(LETTERS):
         raise KeyError(f'"Correct Answer" and "Incorrect Answer 1..3", or "choices" (2 to {len(LETTERS)} of them)')
-    choices = [str(choice) for choice in given]
-    names: list[Any] = [*choices, *LETTERS[: len(choices)], *range(len(choices))]
-    if isinstance(answer, bool) or answer not in names:
-        raise KeyError(f'"answer" to be one of the choices, its letter or its place; it is {answer!r}')
-    return choices, names.index(answer) % len(choices)
+    letters, places = LETTERS[: len(given)], range(len(given))
+    meant = {i for i in places for name in (given[i], letters[i], i) if (type(name), name) == (type(answer), answer)}
+    if len(meant) != 1:
+        why = f"{answer!r}, which may mean several" if meant else repr(answer)
+        raise KeyError(f'"answer" to be one of the choices, its letter or its place; it is {why}')
+    return [str(choice) for choice in given], meant.pop()
 
 
 def paper_boxed(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
@@ -159,7 +167,9 @@ def prontoqa(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     if "options" in fields or "context" in fields:
         text = f"{get(fields, 'context')}\n\n{get(fields, *QUESTIONS)}"
         statement = re.sub(r"(?i)is the following statement true or false\?\s*", "", text)
-        answer = {"A": "True", "B": "False"}.get(said := get(fields, "answer").strip(), said)
+        options = dict(re.findall(r"(?im)^\W*([A-J])\W+(true|false)\b", "\n".join(map(str, listed(fields, "options")))))
+        said = get(fields, "answer").strip()
+        answer = (options or {"A": "True", "B": "False"}).get(said, said).capitalize()
     else:
         query = re.sub(r"(?i)^\s*(?:true or false|prove):\s*", "", get(fields, "query"))
         statement, answer = f"{get(fields, *QUESTIONS)}\n\n{query}", get(fields, "answer").strip()
@@ -172,14 +182,16 @@ def prontoqa(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     return Problem(id, prompt, answer)
 
 
+def listed(fields: Mapping[str, Any], name: str) -> list[Any]:
+    return found if isinstance(found := fields.get(name), list) else []
+
+
 def game24(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
     """Four numbers: "numbers" (a list), or "Puzzles", "puzzle" or "input" (a text, "4 5 6 10")."""
-    given = fields.get("numbers")
-    listed = " ".join(map(str, given)) if isinstance(given, list) else ""
-    text = listed or get(fields, "numbers", "Puzzles", "puzzle", "input")
-    numbers = re.findall(r"\d+", text)
-    if len(numbers) != 4:
-        raise KeyError(f"four numbers; it has {text!r}")
+    text = " ".join(map(str, listed(fields, "numbers"))) or get(fields, "numbers", "Puzzles", "puzzle", "input")
+    numbers = re.split(r"[\s,;]+", text.strip(" ()[]"))
+    if len(numbers) != 4 or not all(map(str.isdecimal, numbers)):
+        raise KeyError(f"four whole numbers; it has {text!r}")
     prompt = (
         f"Use the numbers {', '.join(numbers[:3])} and {numbers[3]}, each exactly once, with + - * / and parentheses, "
         "to make 24. Please reason step by step, and put the expression within \\boxed{}."
@@ -203,12 +215,14 @@ def livecodebench(fields: Mapping[str, Any], id: str | int, seed: int) -> Proble
     if not cases:
         raise KeyError('"public_test_cases" or "private_test_cases" with a test')
     question, starter = get(fields, "question_content"), str(fields.get("starter_code") or "").strip()
-    if cases[0].get("testtype") == "functional":
+    if len(kinds := {str(case.get("testtype")) for case in cases}) > 1:
+        raise KeyError(f'tests of one "testtype"; it has {" and ".join(sorted(kinds))}')
+    if kinds == {"functional"}:
         try:
             name = json.loads(get(fields, "metadata"))["func_name"]
             calls = [[[json.loads(line) for line in case["input"].split("\n")], json.loads(case["output"])]
                      for case in cases]  # fmt: skip
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             name = None
         if not isinstance(name, str) or not name.isidentifier():
             raise KeyError('"metadata" with a "func_name", and tests in JSON')
@@ -216,15 +230,23 @@ def livecodebench(fields: Mapping[str, Any], id: str | int, seed: int) -> Proble
             f"{question}\n\nComplete this Python program. Give the whole program in one code block.\n\n```python\n"
             f"{starter}\n```"
         )
-        return Problem(id, prompt, FUNCTIONAL.format(cases=json.dumps(json.dumps(calls)), name=name))
+        tests = FUNCTIONAL.format(cases=json.dumps(json.dumps(calls)), name=name)
+        return Problem(id, prompt, tests, header=USUAL)
     pairs = [[case["input"], case["output"]] for case in cases]
     prompt = (
         f"{question}\n\nWrite a Python program that reads the input from standard input and prints the answer. Give "
         "the whole program in one code block."
     )
-    return Problem(id, prompt, PRINTED.format(cases=json.dumps(json.dumps(pairs))), stdin=True)
+    return Problem(id, prompt, PRINTED.format(cases=json.dumps(json.dumps(pairs))), stdin=True, header=USUAL)
 
 
+LENT = (
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
+    "functools", "operator", "io", "sys", "json", "typing", "builtins",
+)  # fmt: skip
+USUAL = (  # what LiveCodeBench's own judge puts before a program
+    "".join(f"from {name} import *\n" for name in LENT) + f"import {', '.join(LENT)}\nsys.setrecursionlimit(50_000)\n"
+)
 FUNCTIONAL = """import json
 
 def plain(value):
@@ -260,7 +282,7 @@ def test_cases(fields: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
         found = json.loads(found) if isinstance(found, str | bytes) else found
         if all(isinstance(case["input"], str) and isinstance(case["output"], str) for case in found):
             return list(found)
-    except (ValueError, TypeError, KeyError, zlib.error, EOFError, pickle.UnpicklingError):
+    except Exception:  # a pickle may raise anything
         pass
     raise KeyError(f'"{name}" to be tests with "input" and "output"')
 
@@ -276,8 +298,8 @@ def alpacaeval(fields: Mapping[str, Any], id: str | int, seed: int) -> Problem:
 
 
 SIGNS = {
-    r"\times": "*", r"\cdot": "*", r"\div": "/", "×": "*", "÷": "/", "·": "*", "−": "-", r"\left": "", r"\right": "",
-    "x": "*", "[": "(", "]": ")", "$": "",
+    r"\times": "*", r"\cdot": "*", r"\div": "/", "×": "*", "÷": "/", "·": "*", "∗": "*", "−": "-", r"\left": "",
+    r"\right": "", "x": "*", "[": "(", "]": ")", "$": "",
 }  # fmt: skip
 
 
@@ -286,7 +308,8 @@ def reaches_24(expression: str, numbers: str) -> bool:
     text = re.sub(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"((\1)/(\2))", expression)
     for mark, sign in SIGNS.items():
         text = text.replace(mark, sign)
-    text = text.partition("=")[0].strip()
+    first, *more = map(str.strip, text.split("="))
+    text = re.sub(r"(?<=[\d)])\s*(?=\()|(?<=\))\s*(?=\d)", "*", more[0] if first == "24" and more else first)
     if len(text) > 200 or not re.fullmatch(r"[\d+\-*/() ]+", text) or "**" in text or "//" in text:
         return False
     if sorted(map(int, re.findall(r"\d+", text))) != sorted(map(int, numbers.split())):
@@ -313,7 +336,7 @@ FORMATS = {
     "gpqa": Format(gpqa, "choice", {"paper": partial(gpqa, ask=ask_as_paper)}),
     "aime": Format(boxed, "numeric", {"paper": paper_boxed}),
     "humaneval": Format(humaneval, "code", {"paper": humaneval, "bare": bare_humaneval}, STUB_STOPS),
-    "hmmt": Format(boxed, "math"), "mmlu": Format(mmlu, "choice"), "prontoqa": Format(prontoqa, "exact"),
+    "hmmt": Format(boxed, "math"), "mmlu": Format(mmlu, "choice"), "prontoqa": Format(prontoqa, "truth"),
     "game24": Format(game24, "game24"), "hle": Format(hle, "mixed"), "livecodebench": Format(livecodebench, "code"),
     "alpacaeval": Format(alpacaeval, "none"),
 }  # fmt: skip

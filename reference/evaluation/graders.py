@@ -4,6 +4,7 @@
     choice    a letter
     math      mathematics in LaTeX, by math-verify
     exact     a text, but for case and blanks; a number where the true answer is one
+    truth     true or false
     code      the program passes its tests (`reference/evaluation/code_grader.py`)
     game24    an expression of four numbers that makes 24
     mixed     each problem by its own of these
@@ -30,6 +31,7 @@ from reference.evaluation.answers import (
     same_number,
     same_text,
     text_of,
+    truth_of,
 )  # fmt: skip
 from reference.evaluation.code_grader import WARNING, CodeLimits, confinement, find_program, run_program
 from reference.evaluation.formats import LETTERS, Problem, reaches_24
@@ -73,23 +75,66 @@ def mathematics(problem: Problem, text: str) -> Verdict:
     return Verdict(right, answer)
 
 
+def truth(problem: Problem, text: str) -> Verdict:
+    """ValueError: the true answer is neither."""
+    if problem.answer not in ("True", "False"):
+        raise ValueError(
+            f"problem {problem.id!r}: the answer {problem.answer!r} is not True or False; use another grader"
+        )
+    answer = truth_of(text)
+    return Verdict(answer == problem.answer, answer)
+
+
 def code(limits: CodeLimits | None) -> Grader:
     def grade(problem: Problem, text: str) -> Verdict:
         program = find_program(after_thinking(text) or "", problem.begin)
-        source = STDIN.format(source=program) if program is not None and problem.stdin else program
-        return Verdict(source is not None and run_program(source, limits, problem.answer).right, program)
+        if program is None:
+            return Verdict(False, None)
+        form = PRINTING if problem.stdin else LENDING if problem.header else "{source}"
+        source = form.format(source=program if form == "{source}" else repr(program), header=repr(problem.header))
+        return Verdict(run_program(source, limits, problem.answer).right, program)
 
     return grade
 
 
-STDIN = """import contextlib, io, sys
+LENDING = """exec({header})
+exec(compile({source}, "program", "exec"))
+"""
+PRINTING = """import os, sys, threading
+
+def feed(end, data):
+    try:
+        while data:
+            data = data[os.write(end, data):]
+    except OSError:
+        pass  # nobody reads on
+    os.close(end)
 
 def run(given):
-    sys.stdin, out = io.TextIOWrapper(io.BytesIO(given.encode())), io.TextIOWrapper(io.BytesIO(), write_through=True)
-    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        exec(compile({source!r}, "program", "exec"), {{"__name__": "__main__"}})
-    out.flush()
-    return out.buffer.getvalue().decode(errors="replace")
+    theirs, ours = os.pipe()
+    back, out = os.pipe()
+    if not (child := os.fork()):
+        status = 1
+        try:
+            os.dup2(theirs, 0), os.dup2(out, 1), os.closerange(3, 64)
+            sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
+            names = {{"__name__": "__main__"}}
+            exec({header}, names)
+            try:
+                exec(compile({source}, "program", "exec"), names)
+            except SystemExit:
+                pass
+            sys.stdout.flush()
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(theirs), os.close(out)
+    threading.Thread(target=feed, args=(ours, given.encode()), daemon=True).start()
+    with open(back, "rb") as file:
+        printed = file.read().decode(errors="replace")
+    if status := os.waitpid(child, 0)[1]:
+        raise RuntimeError(f"it left with status {{status}}")
+    return printed
 """
 
 
@@ -107,8 +152,8 @@ def none(problem: Problem, text: str) -> Verdict:
 
 
 PLAIN: dict[str, Grader] = {
-    "exact": exact, "numeric": numeric, "choice": choice, "math": mathematics, "game24": game24, "mixed": mixed,
-    "none": none,
+    "exact": exact, "numeric": numeric, "choice": choice, "math": mathematics, "truth": truth, "game24": game24,
+    "mixed": mixed, "none": none,
 }  # fmt: skip
 GRADERS = (*PLAIN, "code")
 

@@ -1,8 +1,8 @@
 """The set of templates for models with a chat template, after the structure that the papers describe, in our own words.
 
 Roles (2510.01123): author(question), refiner(question, workspace), aggregator(question, drafts), reviser(question,
-draft) give a final answer in a box; distiller(question, drafts) a report; selector(question, drafts, k) a list of
-indices, best first.
+draft) give a final answer in a box, or with `code_templates` a program in a code block; distiller(question, drafts) a
+report; selector(question, drafts, k) a list of indices, best first.
 
 Stages (2605.26132, after 2508.17580), in the order of the cascade:
 
@@ -18,16 +18,15 @@ without one is a dissent, and so is a candidate whose question nobody can infer.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from reference.text.text_model import Replies, Role, Stage, Templates, after_thinking
 from reference.text.tokenizer import Tokenizer
 
-AUTHOR = (
-    "{question}\n\n"
-    "Work through this step by step. When you are done, write the final answer, and nothing else, inside \\boxed{{}}."
-)
+BOXED = "write the final answer, and nothing else, inside \\boxed{}."  # how an answer is to be given
+PROGRAM = "write the whole program in one code block."
+AUTHOR = "{question}\n\nWork through this step by step. When you are done, {given}"
 
 DISTILLER = (
     "Problem:\n{question}\n\n{drafts}\n\n"
@@ -44,8 +43,7 @@ SELECTOR = (
 REFINER = (
     "{question}\n\n"
     "Here is what is known from earlier attempts. It may be wrong:\n\n{workspace}\n\n"
-    "Check it, use what holds, correct what does not, and solve the problem step by step. When you are done, write the "
-    "final answer, and nothing else, inside \\boxed{{}}."
+    "Check it, use what holds, correct what does not, and solve the problem step by step. When you are done, {given}"
 )
 ANALYST = (
     "Problem:\n{question}\n\nA solution:\n{draft}\n\n"
@@ -83,14 +81,22 @@ VERDICTS = [  # how it may be said; of the first form that there is, the last
 ]
 
 
-def chat_templates(tokenizer: Tokenizer) -> Templates:
-    """The roles and stages above, for one tokenizer."""
+def code_templates(tokenizer: Tokenizer) -> Templates:
+    """For questions whose answer is a program: it is asked for in a code block, and read from the last one."""
+    return chat_templates(tokenizer, PROGRAM, last_block)
+
+
+def chat_templates(
+    tokenizer: Tokenizer, given: str = BOXED, read: Callable[[str], str | None] | None = None
+) -> Templates:
+    """The roles and stages above, for one tokenizer. given, read: how a final answer is given and read (a box)."""
+    read = read or last_boxed
 
     def ask(text: str, **fields: Any) -> list[int]:
         return tokenizer.chat_prompt([{"role": "user", "content": text.format(**fields)}])
 
     def author(question: str) -> list[int]:
-        return ask(AUTHOR, question=question)
+        return ask(AUTHOR, question=question, given=given)
 
     def distiller(question: str, drafts: Sequence[str]) -> list[int]:
         return ask(DISTILLER, question=question, drafts=numbered(drafts))
@@ -99,13 +105,13 @@ def chat_templates(tokenizer: Tokenizer) -> Templates:
         return ask(SELECTOR, question=question, drafts=numbered(drafts), k=k)
 
     def refiner(question: str, workspace: str) -> list[int]:
-        return ask(REFINER, question=question, workspace=workspace)
+        return ask(REFINER, question=question, workspace=workspace, given=given)
 
     def aggregator(question: str, drafts: Sequence[str]) -> list[int]:
-        return ask(REFINER, question=question, workspace=numbered(drafts))
+        return ask(REFINER, question=question, workspace=numbered(drafts), given=given)
 
     def reviser(question: str, draft: str) -> list[int]:
-        return ask(REFINER, question=question, workspace=numbered([draft]))
+        return ask(REFINER, question=question, workspace=numbered([draft]), given=given)
 
     def indices(text: str) -> list[int] | None:
         named = [int(number) - 1 for number in re.findall(r"\d+", last_boxed(text) or "")]
@@ -130,12 +136,12 @@ def chat_templates(tokenizer: Tokenizer) -> Templates:
     return Templates(
         "chat",
         {
-            "author": Role(author, last_boxed),
+            "author": Role(author, read),
             "distiller": Role(distiller, solution),
             "selector": Role(selector, indices),
-            "refiner": Role(refiner, last_boxed),
-            "aggregator": Role(aggregator, last_boxed),
-            "reviser": Role(reviser, last_boxed),
+            "refiner": Role(refiner, read),
+            "aggregator": Role(aggregator, read),
+            "reviser": Role(reviser, read),
         },
         {"cycle": Stage((infer, compare), last_reply), "facts": judge(FACTS), "correct": judge(CORRECT)},
     )
@@ -171,6 +177,12 @@ def solution(text: str) -> str:
 
 def numbered(drafts: Sequence[str]) -> str:
     return "\n\n".join(f"Solution {i}:\n{solution(draft)}" for i, draft in enumerate(drafts, 1))
+
+
+def last_block(text: str) -> str | None:
+    """What stands in the last code block, if it is one that ends and has something in it."""
+    found = re.findall(r"```[^\n`]*\n(.*?)```", solution(text), re.DOTALL)
+    return (found[-1].strip() or None) if found else None
 
 
 def last_boxed(text: str) -> str | None:

@@ -112,15 +112,18 @@ class TextModel:
         device: str | torch.device = "cpu",
         max_length: int | None = None,
         templates: TemplatesLike | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> TextModel:
         """Load a checkpoint's folder, or (with a network) a repository "owner/name"; see `Transformer.from_pretrained`.
 
         templates: the set to use; else the one that config.json names; else, with a chat template, the chat models'
         set; else a set with no roles. A named set is imported: what a folder names must be installed here.
+        variables: what its chat template is told, such as enable_thinking.
         FileNotFoundError, ValueError: as for the model and the tokenizer, and for a set that cannot be found.
         """
         folder = find_folder(path)
         tokenizer = Tokenizer.from_pretrained(folder)
+        tokenizer.tell(**(variables or {}))
         named = templates or read_json(folder / "config.json").get("templates")
         if templates is None and named is not None and named not in KNOWN:
             raise ValueError(

@@ -61,6 +61,7 @@ class Tokenizer:
     def __init__(self, files: Mapping[str, bytes], source: str = "tokenizer"):
         """files: contents by name, as above; only tokenizer.json is needed. source: how errors name the whole."""
         self.files, self.source = dict(files), source
+        self.told: dict[str, Any] = {}  # what chat templates are told, whoever asks
         try:
             self.backend = Backend.from_buffer(self.files["tokenizer.json"])
         except Exception as error:  # the library raises bare Exceptions too
@@ -139,6 +140,13 @@ class Tokenizer:
 
     # -- Chats
 
+    def tell(self, **variables: Any) -> None:
+        """Whatever is rendered from now on, the chat templates are told this. ValueError: none of them reads it."""
+        for name in variables:
+            if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in self.chat_templates.values()):
+                raise ValueError(f"{self.source}: no chat template reads {name}; leave it out")
+        self.told |= variables
+
     def render_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, template: str | None = None, **variables
     ) -> str:
@@ -152,7 +160,7 @@ class Tokenizer:
             raise ValueError(f"{self.source}: there is no chat template; use a chat model, or prompts without one")
         if not messages or not all(isinstance(message, Mapping) for message in messages):
             raise ValueError(f"messages are {messages!r}; give a list of at least one {{'role': ..., 'content': ...}}")
-        variables = {"tools": None, "documents": None, **self.special_tokens, **variables}
+        variables = {"tools": None, "documents": None, **self.special_tokens, **self.told, **variables}
         has_tools = variables["tools"] is not None and "tool_use" in self.chat_templates
         wanted = template or ("tool_use" if has_tools else "default")
         if wanted not in self.chat_templates:
@@ -197,7 +205,7 @@ class Tokenizer:
         """{} for a file that is not there. ValueError: it is not a JSON object."""
         try:
             content = json.loads(self.files.get(name, b"{}"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.source}: {name} is not valid JSON ({error}); fetch it again") from None
         if not isinstance(content, dict):
             raise ValueError(f"{self.source}: {name} holds a {type(content).__name__}, not an object; fetch it again")
@@ -226,7 +234,10 @@ class Tokenizer:
         return frozenset(stops)
 
     def read_chat_templates(self) -> dict[str, str]:
-        shipped = {Path(name).stem: text.decode() for name, text in self.files.items() if name.endswith(".jinja")}
+        try:
+            shipped = {Path(name).stem: text.decode() for name, text in self.files.items() if name.endswith(".jinja")}
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.source}: a chat template is not UTF-8 ({error}); fetch it again") from None
         if shipped:
             return {"default" if name == "chat_template" else name: text for name, text in shipped.items()}
         value = self.read_json("tokenizer_config.json").get("chat_template") or {}

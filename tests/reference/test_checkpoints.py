@@ -93,7 +93,16 @@ def test_keys_that_change_nothing_are_read_past(kind, tmp_path):
     ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is"), ({"rope_theta": -1.0}, "rope_theta is"),
     ({"rope_parameters": [1]}, "rope_parameters is"), ({"rope_parameters": {"rope_type": "ntk"}}, "rope_type 'ntk'"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "needs the key 'factor'"),
-    ({"num_hidden_layers": 10**9}, r"num_hidden_layers is 1000000000; such a model takes [\d,]+ GB, and there are \d+"),
+    ({"num_hidden_layers": 10**9}, r"num_hidden_layers 1000000000, .* takes [\d,]+ GB at least, and there are \d+"),
+    ({"head_dim": 10**9}, r"hidden_size 32, 4,000,000,048 across\) takes"), ({"vocab_size": 10**13}, "GB at least"),
+    ({"layer_types": 5}, "layer_types is '5'; it must be a list of texts"),
+    ({"rms_norm_eps": float("inf")}, "rms_norm_eps is 'inf'"), ({"rope_theta": 10**400}, "rope_theta is"),
+    ({"rope_parameters": {"rope_type": ["yarn"]}}, "RoPE's rope_type is .* must be a text"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "RoPE's factor is '2'; it must be a positive number"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "RoPE's rope_theta is 'x'"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "beta_fast": "x"}}, "RoPE's beta_fast is 'x'"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "truncate": 1}}, "RoPE's truncate is '1'"),
+    ({"rope_parameters": {"rope_type": "longrope", "short_factor": 5, "long_factor": [1]}}, "RoPE's short_factor is"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_by_its_key(change, message, tmp_path):
     theirs(tmp_path)
@@ -162,3 +171,18 @@ def test_the_toy_has_nothing_unknown():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Transformer.from_pretrained(NAMED["toy"][0]).config.unknown == ()
+
+
+@pytest.mark.parametrize("file", ["", "..", ".", "../model.safetensors", 3])
+def test_an_index_names_files_beside_it(file, tmp_path):
+    theirs(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": file}}))
+    with pytest.raises(ValueError, match="has no weight_map from tensors to files beside it"):
+        Transformer.from_pretrained(tmp_path)
+
+
+def test_json_that_is_too_deep(tmp_path):
+    theirs(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 99_999)
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        Transformer.from_pretrained(tmp_path)

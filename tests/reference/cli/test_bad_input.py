@@ -75,6 +75,7 @@ FILES = {
     (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--lora-rank", 0), "rank is 0"),
     (("score", "--file", "{tmp}/null.jsonl"), "prompt 1 has no response"),
     (("score", "--file", "{tmp}/half.jsonl"), "prompt 1 has no response"),
+    (("score", "--file", "{tmp}/none.jsonl"), "prompt 1 has no response"),
     (("score", "--file", "{tmp}/text.jsonl"), "prompt 1 has no response"),
     (("score", "--file", "{tmp}/true.jsonl"), "prompt 1 has no response"),
     (("sample", "--file", "{tmp}/deep.jsonl"), "line 1 is not JSON"),

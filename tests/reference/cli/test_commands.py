@@ -9,6 +9,7 @@ import io
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import typing
@@ -159,6 +160,51 @@ def test_a_question_is_the_users_turn_of_the_chat_template(family, checkpoint):
     assert asked.prompts == [expected]
     raw = Asked(Input(QUESTIONS[0], raw=True), checkpoint=Checkpoint(folder))
     assert raw.prompts == [theirs.encode(QUESTIONS[0])] != asked.prompts
+
+
+def test_templates_are_told_to_think_or_not(checkpoint, tmp_path, run):
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("llama"), folder)
+    turn = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is false %} no{% endif %} <think>"
+    (folder / "chat_template.jinja").write_text(turn)
+    spoken = {}
+    for named in ({}, {"thinking": True}, {"no_thinking": True}):
+        asked = Asked(Input("so"), checkpoint=Checkpoint(str(folder), **named))
+        spoken[asked.speaker.tokenizer.decode(asked.prompts[0])] = asked.checkpoint.identity().get("enable_thinking")
+        spoken_in_roles = asked.speaker.tokenizer.decode(asked.speaker.prompt("author", question="so"))
+        assert spoken_in_roles.endswith(" no <think>") == ("no_thinking" in named)  # roles are told too
+    assert spoken == {"so <think>": True, "so no <think>": False}
+    few = ("--max-new-tokens", 2, "--model", folder)
+    assert run("sample", "so", *few) == run("sample", "so", *few, "--thinking")
+    assert run("sample", "so", *few, "--no-thinking", "--json") != run("sample", "so", *few, "--json")
+    run("sample", "so", "--no-thinking", "--model", checkpoint("llama"), code=2)
+    assert "no chat template reads enable_thinking; leave it out" in run.err
+    run("sample", "so", "--no-thinking", "--thinking", code=2)
+    assert "give one of them" in run.err
+
+
+def test_composed_methods_ask_for_programs(checkpoint, tmp_path, run):
+    stub = {
+        "task_id": "a",
+        "prompt": "def one():\n",
+        "test": "def check(f):\n    assert f() == 1",
+        "entry_point": "one",
+    }
+    (file := tmp_path / "he.jsonl").write_text(json.dumps(stub))
+    model = checkpoint("llama")
+    asked = Asked(Input(file=str(file), format="humaneval"), checkpoint=Checkpoint(model))
+    content = asked.speaker.tokenizer.decode(asked.speaker.prompt("author", question=asked.questions[0]))
+    assert "code block" in content and "boxed" not in content
+    assert asked.identity("refine")["templates"] == "reference.text.chat_templates:code_templates"
+    named = Asked(asked.input, checkpoint=Checkpoint(model, templates="reference.text.chat_templates:chat_templates"))
+    assert named.checkpoint.templates == "reference.text.chat_templates:chat_templates"  # as the user says
+    toy = Asked(asked.input, checkpoint=Checkpoint("toy"))
+    assert toy.checkpoint.templates is None  # as its folder says
+    few = ("--drafts", 2, "--max-new-tokens", 4, "--workspace", 4)
+    out = tmp_path / "out.jsonl"
+    run("evaluate", "refine", "--task", file, "--format", "humaneval", "--allow-code-execution", *few, "--out", out,
+        "--model", model)  # fmt: skip
+    assert json.loads(out.read_text().splitlines()[0])["settings"]["templates"].endswith(":code_templates")
 
 
 def test_input_is_an_argument_a_file_or_stdin(run, questions, tmp_path, monkeypatch):
@@ -649,7 +695,7 @@ def test_the_overview_needs_no_torch(tmp_path):
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--grader", "code"], "--allow-code-execution"),
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--format", "x"], "format is 'x'"),
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--shard", "2/2"], "shard is '2/2'"),
-        (["evaluate", "sample", "--out", "{tmp}/no/x", "--task", "{task}"], "/no/x: No such file"),
+        (["evaluate", "sample", "--out", "{tmp}/no/x", "--task", "{task}"], "/no is no folder; make it first"),
         (["evaluate", "sample", "--out", "{tmp}/x", "--task", "{task}", "--stream"], "Unrecognized options: --stream"),
         (["report", "nowhere.jsonl"], "nowhere.jsonl"),
         (["report", "{task}"], "relay.jsonl"),

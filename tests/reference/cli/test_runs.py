@@ -273,7 +273,15 @@ def test_what_is_read_is_never_written(run, problems, tmp_path):
         run(*given, code=2)
         assert "read or written by this command already" in run.err and run.err.count("\n") == 1
     run("report", first, second, "--merge", problems, code=2)
-    assert "is there, and is no file of results" in run.err
+    assert "problems.jsonl is no file of results" in run.err
+    for given in (
+        ("sample", "1 + 1", "--out", first), ("report", first, "--picture", second),
+        ("report", first, "--alpaca-eval", second),
+    ):  # fmt: skip
+        run(*given, code=2)
+        assert "holds results of an evaluation" in run.err and run.err.count("\n") == 1
+    run("report", first, "--alpaca-eval", tmp_path / "outputs.json", code=2)
+    assert "these are 0/2" in run.err
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 

@@ -18,7 +18,8 @@ from scipy.stats import binomtest
 from reference.evaluation.answers import number_of, same_number, same_text
 from reference.evaluation.evaluate import evaluate
 from reference.evaluation.graders import make_grader
-from reference.evaluation.results import Results, merge, report
+from reference.evaluation.report import report
+from reference.evaluation.results import Results, merge
 from reference.evaluation.statistics import accuracy, pass_at_k
 from reference.evaluation.tasks import Task, parse_shard
 from reference.power_sampling import PowerConfig, power_sample

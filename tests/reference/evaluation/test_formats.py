@@ -8,6 +8,7 @@ import zlib
 import pytest
 
 import reference.__main__ as command
+from reference.evaluation.answers import truth_of
 from reference.evaluation.code_grader import CodeLimits
 from reference.evaluation.formats import FORMATS, reaches_24
 from reference.evaluation.graders import make_grader
@@ -73,6 +74,23 @@ def grade(format, problem, text):
             "\\boxed{False}",
         ),
         (
+            "prontoqa",
+            {"context": "c", "question": "q", "options": ["A) False", "B) True"], "answer": "B"},
+            "True",
+            "**Answer: True**",
+            "It is true or false.\nAnswer: False",
+        ),
+        (
+            "prontoqa",
+            {"question": "c", "query": "Prove: q", "answer": "False"},
+            "False",
+            "The answer is false, since cats are no dogs.",
+            "The answer is true or false.",
+        ),
+        ("plain", {"question": "q", "answer": 1e-05}, "0.00001", "0.00001", "1"),
+        ("plain", {"question": "q", "answer": 1e16}, "10000000000000000", "10,000,000,000,000,000", "116"),
+        ("mmlu", {"question": "q", "choices": ["0", "1", "2"], "answer": 0}, "A", "\\boxed{A}", "\\boxed{B}"),
+        (
             "game24",
             {"numbers": [4, 5, 6, 10]},
             "4 5 6 10",
@@ -99,7 +117,7 @@ def grade(format, problem, text):
 def test_a_line_and_what_is_right(format, row, answer, right, wrong, tmp_path):
     (problem,) = read(format, row, folder=tmp_path)
     assert problem.answer == answer and grade(format, problem, right) and not grade(format, problem, wrong)
-    assert "\\boxed{}" in problem.prompt and "step by step" in problem.prompt
+    assert format == "plain" or ("\\boxed{}" in problem.prompt and "step by step" in problem.prompt)
 
 
 def test_prompts_say_what_is_asked(tmp_path):
@@ -122,6 +140,19 @@ def test_questions_with_a_picture_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("\\boxed{\\text{True}}", "True"), ("So it is false.\nFalse.", "False"), ("The answer is: **true**.", "True"),
+        ("Answer: true/false", None), ("The answer is True or False", None), ("\\boxed{True and False}", None),
+        ("It is true.", None), ("", None), ("False alarm, so nobody knows.", None), ("<think>Answer: True", None),
+        ("Answer: True\n\\boxed{False}", "False"), ("Answer: trueish", None),
+    ],
+)  # fmt: skip
+def test_one_of_two_answers(text, answer):
+    assert truth_of(text) == answer
+
+
+@pytest.mark.parametrize(
     ("expression", "right"),
     [
         ("(10 - 4) * 5 - 6", True),
@@ -130,6 +161,10 @@ def test_questions_with_a_picture_are_left_out(tmp_path):
         ("[10 - 4] * 5 - 6 = 24", True),
         ("\\frac{6}{1}", False),
         ("24", False),
+        ("24 = (10 - 4) * 5 - 6", True),
+        (r"\left(10 - 4\right)\left(5\right) - 6 = 24", True),
+        ("5(10 - 4) - 6", True),
+        ("24 = 24", False),
         ("4 * 6", False),
         ("4 + 5 + 6 + 10", False),
         ("(10 - 4) * 5 - 6 + 0", False),
@@ -189,6 +224,19 @@ TWICE = {
         (SUM, "input(); input()", False),
         (SUM, "def run(given):\n    return '3'", False),
         (SUM, "raise SystemExit", False),
+        (SUM, "print(sum(map(int, open(0).read().split())))", True),
+        (SUM, "import os\nprint(sum(map(int, os.read(0, 99).split())), flush=True)\nos._exit(0)", True),
+        (SUM, "import os\nos.write(1, b'%d' % sum(map(int, input().split())))", True),
+        (SUM, "print(sum(map(int, input().split())), flush=True)\n1 / 0", False),
+        (SUM, "print(sum(map(int, sys.stdin.readline().split())))", True),  # sys is lent
+        (SUM, "from __future__ import annotations\nprint(reduce(operator.add, map(int, input().split())))", True),
+        (SUM, "print(pow(sum(map(int, input().split())), 1, 99))", True),  # Python's own pow, not math's
+        (SUM, "import os\nfor i in range(3, 64):\n    try: os.write(i, b'x' * 99)\n    except OSError: pass", False),
+        (
+            TWICE,
+            "class Solution:\n    def twice(self, xs: List[int]) -> List[int]:\n        return [2 * x for x in xs]",
+            True,
+        ),
         (SUM, "import os\nos._exit(0)", False),
         (TWICE, "class Solution:\n    def twice(self, xs):\n        return [2 * x for x in xs]", True),
         (TWICE, "class Solution:\n    def twice(self, xs):\n        return tuple(2 * x for x in xs)", True),
@@ -220,7 +268,22 @@ class Evil:
         ("livecodebench", {**TWICE, "metadata": "{}"}, "func_name"),
         ("livecodebench", {**TWICE, "metadata": "["}, "func_name"),
         ("livecodebench", {**TWICE, "metadata": '{"func_name": "f(); import os"}'}, "func_name"),
-        ("game24", {"numbers": [1, 2]}, "needs four numbers"),
+        ("game24", {"numbers": [1, 2]}, "needs four whole numbers"),
+        ("game24", {"numbers": [1.5, 2, 3, 4]}, "needs four whole numbers"),
+        ("game24", {"numbers": [-4, 2, 3, 4]}, "needs four whole numbers"),
+        ("game24", {"puzzle": "1.5 2 3"}, "needs four whole numbers"),
+        ("mmlu", {"question": "q", "choices": [3, 2, 1], "answer": 1}, "may mean several"),
+        ("mmlu", {"question": "q", "choices": ["B", "C", "A"], "answer": "A"}, "may mean several"),
+        ("mmlu", {"question": "q", "choices": ["a", "b"], "answer": True}, "to be one of the choices"),
+        ("plain", {"question": "q", "answer": float("nan")}, "answer"),
+        ("livecodebench", {**SUM, "public_test_cases": TWICE["public_test_cases"]}, "functional and stdin"),
+        ("livecodebench", {**TWICE, "public_test_cases": cases(("[" * 9999, "1"), kind="functional")}, "func_name"),
+        ("livecodebench", {**SUM, "private_test_cases": "[" * 99999}, "to be tests"),
+        (
+            "livecodebench",
+            {**SUM, "private_test_cases": base64.b64encode(zlib.compress(b"\x80\x04\x8a\xff" + b"9" * 9)).decode()},
+            "to be tests",
+        ),
         ("prontoqa", {"context": "c", "question": "q", "answer": "C"}, "to be True or False"),
         ("mmlu", {"question": "q", "choices": ["a"], "answer": 0}, "of them"),
         ("mmlu", {"question": "q", "choices": ["a", "b"], "answer": 2}, "to be one of the choices"),

@@ -10,7 +10,8 @@ import pytest
 
 from reference.evaluation.evaluate import evaluate
 from reference.evaluation.graders import make_grader
-from reference.evaluation.results import Results, merge, report
+from reference.evaluation.report import report
+from reference.evaluation.results import Results, merge
 from reference.evaluation.tasks import Task
 
 SETTINGS = {"model": "m", "method": "power", "alpha": 4.0, "seed": 0, "problems": 11}
@@ -65,6 +66,13 @@ def test_what_is_done_is_not_done_again(tmp_path, task):
     assert run(path, task, listen) == whole and not asked
 
 
+def test_times_are_written_to_no_other_file(tmp_path, task):
+    (own := tmp_path / "out.times.jsonl").write_text("mine\n")
+    with pytest.raises(ValueError, match=r"out\.times\.jsonl is no file of times"):
+        run(tmp_path / "out.jsonl", task)
+    assert own.read_text() == "mine\n" and not (tmp_path / "out.jsonl").exists()
+
+
 def test_results_are_on_the_disk_when_the_next_batch_is_asked(tmp_path, task):
     path, seen = tmp_path / "out.jsonl", []
 
@@ -90,10 +98,11 @@ def test_shards_that_do_not_make_a_whole_are_refused(tmp_path, task):
     paths = [tmp_path / f"{i}.jsonl" for i in range(3)]
     for i, path in enumerate(paths):
         run(path, task, shard=(i, 3))
-    out = tmp_path / "out.jsonl"
+    out, twice = tmp_path / "out.jsonl", tmp_path / "twice.jsonl"
+    twice.write_bytes(paths[0].read_bytes())
     for these, message in (
-        (paths[:2], r"shards 0/3 to 2/3, each once; these are 0/3, 1/3"),
-        ([*paths, paths[0]], r"each once"),
+        (paths[:2], r"shards 0/3 to 2/3 are needed, each once; these are 0/3, 1/3"),
+        ([*paths, twice], r"each once"),
         ([], r"nothing to merge"),
         ([task.path], r"is no file of results"),
     ):
@@ -109,6 +118,10 @@ def test_shards_that_do_not_make_a_whole_are_refused(tmp_path, task):
             merge(paths, out)
         paths[i].write_bytes(kept)
     assert not out.exists()
+    mine = run(out, task, settings={**SETTINGS, "alpha": 2.0})
+    with pytest.raises(ValueError, match=r"out.jsonl was written with alpha = 2.0, and now alpha is 4.0"):
+        merge(paths, out)
+    assert out.read_bytes() == mine
 
 
 def test_ctrl_c_says_how_far_it_is_and_nothing_is_lost(tmp_path, task, capsys):
@@ -180,7 +193,8 @@ def write(path, right, *, n=4, settings=(), shard=(0, 1), ids=None, tokens=10):
     """A file of results: problem i has right[i] right ones of n responses; its wrong ones are unreadable, and cut."""
     with Results(path, {"model": "/a/m", "task": "t", "problems": 4, **dict(settings)}, shard) as results:
         results.append([
-            {"index": i, "id": id, "cost": {"decoded_tokens": n * tokens, "sequential_tokens": tokens}, "responses": [
+            {"index": i, "id": id, "prompt": "?",
+             "cost": {"decoded_tokens": n * tokens, "sequential_tokens": tokens}, "responses": [
                 {"text": "", "tokens": [], "logp": [-1.0, -2.0], "finished": j < k, "answer": "1" if j < k else None,
                  "right": j < k} for j in range(n)]}
             for i, (id, k) in enumerate(zip(ids or range(4), right))
@@ -278,7 +292,9 @@ def test_names_are_shown_and_not_compared(tmp_path, task):
 
 @pytest.mark.parametrize(("name", "value"), [
     ("index", "1"), ("index", True), ("index", -1), ("id", 1.5), ("id", None), ("responses", {}), ("responses", []),
-    ("responses", [3]), ("cost", 3), ("cost", {"decoded_tokens": "9", "sequential_tokens": 2}),
+    ("responses", [3]), ("cost", 3), ("prompt", None),
+    ("text", None), ("logp", [10**400]), ("tokens", [10**400]), ("index", 10**400),
+    ("cost", {"decoded_tokens": "9", "sequential_tokens": 2}),
     ("right", "yes"), ("right", None), ("logp", [None]), ("logp", ["-1"]), ("logp", 3), ("tokens", "12"),
     ("finished", 1), ("answer", 3), ("logp", [float("nan")]),
 ])  # fmt: skip

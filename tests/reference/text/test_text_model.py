@@ -9,7 +9,7 @@ import torch
 from tokenizers import models, pre_tokenizers
 
 from reference import sampling
-from reference.text.chat_templates import chat_templates, last_boxed
+from reference.text.chat_templates import chat_templates, code_templates, last_boxed
 from reference.text.text_model import Role, Stage, Templates, TextModel, make_templates
 from reference.text.tokenizer import Tokenizer
 from reference.transformer import Config, Transformer
@@ -266,6 +266,23 @@ def test_the_chat_author_asks_through_the_chat_template():
     assert message["role"] == "user" and message["content"].startswith(r"What is {x} in \frac{1}{2}?")
     assert message["content"].endswith(r"\boxed{}.") and "step by step" in message["content"]
     assert author.parse(r"so \boxed{5}") == "5" and author.parse("so 5") is None
+
+
+def test_the_code_set_asks_for_a_program_and_reads_it():
+    tokenizer, seen = make_tokenizer(CHAT), []
+    tokenizer.chat_prompt = lambda messages: seen.append(messages[0]["content"]) or [1]
+    chat = code_templates(tokenizer)
+    chat.role("author").prompt(question="Write f(x) = {x}.")
+    chat.role("refiner").prompt(question="Write f.", workspace="w")
+    chat.role("aggregator").prompt(question="Write f.", drafts=["a"])
+    chat.role("reviser").prompt(question="Write f.", draft="a")
+    assert all("code block" in content and "boxed" not in content for content in seen)
+    reply = "Try:\n```python\nx = 1\n```\nNo, so:\n```py\ndef f(x):\n    return x\n```\nDone."
+    for role in ("author", "refiner", "aggregator", "reviser"):
+        assert chat.role(role).parse(reply) == "def f(x):\n    return x"
+    for text in ("def f(x): return x", "```python\ndef f(x):", "<think>```\nx\n```", "```\n\n```", r"\boxed{1}"):
+        assert chat.role("author").parse(text) is None, text
+    assert list(chat.stages) == ["cycle", "facts", "correct"]
 
 
 @pytest.mark.parametrize(
