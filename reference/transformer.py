@@ -1,19 +1,21 @@
-"""The decoder-only transformer of Qwen2/2.5, Qwen3, Llama 3, Mistral and Phi-3, in one file.
+"""The decoder-only transformer of Qwen2/2.5, Qwen3, Llama 3, Mistral, Phi-3, SmolLM3 and OLMo 2, in one file.
 
-One block serves all five families (a weight matrix W acts as x W^T, D = head_dim, H query heads, K key-value heads):
+One block serves all families (a weight matrix W acts as x W^T, D = head_dim, H query heads, K key-value heads):
 
     x ← embed[ids]
     x ← x + O·attention(RMSNorm(x)),   x ← x + Down·(silu(Gate·RMSNorm(x)) ⊙ Up·RMSNorm(x))      for each layer
     logits = Head·RMSNorm(x)
 
-and what sets a family apart is data in `Config`: biases, RMSNorm on queries and keys (Qwen3), the RoPE frequencies
-(default, llama3, longrope, partial), sliding windows, a tied head. Module names are Hugging Face's, so that a state
-dict *is* a checkpoint (`reference/checkpoints`).
+and what sets a family apart is data in `Config`: biases, RMSNorm on queries and keys (Qwen3, OLMo 2) or behind
+attention and MLP (OLMo 2), the RoPE frequencies (default, llama3, longrope, partial), layers without it (SmolLM3),
+sliding windows, a tied head. Module names are Hugging Face's, so that a state dict *is* a checkpoint
+(`reference/checkpoints`).
 
 Contracts.
 - Logits are float32 (float64 where the model is float64), whatever the weights' dtype.
 - RMSNorm is cast back to the activations' dtype *before* the weight multiplies it; RoPE's angles are float32 and its
-  cos and sin are cast to the activations' dtype; softmax is float32. That is what transformers computes, to the bit.
+  cos and sin are cast to the activations' dtype; softmax is float32. That is what transformers computes, to the bit
+  (but for OLMo 2 in bfloat16, whose norms and angles it casts later).
 - The cache never forgets: a call writes its tokens at `positions`, and each query sees the slots at or before its own
   position (in a windowed layer the last W of them). So a row is rewound by passing a smaller position.
 - longrope has two sets of frequencies. transformers picks one by the longest text of the batch, so that a model is
@@ -138,8 +140,10 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.o_bias)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.norms, self.turned = config.qk_norm, config.turned[layer]
+        if self.norms is not None:
+            sizes = (config.head_dim,) * 2 if self.norms == "each" else (width, kv_width)
+            self.q_norm, self.k_norm = (RMSNorm(size, config.rms_norm_eps) for size in sizes)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         q, k, v = self.heads(x, cos, sin)
@@ -147,10 +151,14 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [N, H, D], keys and values [N, K, D] of x [N, hidden]."""
-        q, k, v = (each(x).view(x.shape[0], -1, self.head_dim) for each in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.norms == "all":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(torch.cat((q, k), 1), cos, sin).split((q.shape[1], k.shape[1]), 1)  # both at once
+        q, k, v = (each.view(x.shape[0], -1, self.head_dim) for each in (q, k, v))
+        if self.norms == "each":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.turned:
+            q, k = rotate(torch.cat((q, k), 1), cos, sin).split((q.shape[1], k.shape[1]), 1)  # both at once
         return q, k, v
 
 
@@ -170,7 +178,7 @@ class Layer(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
         self.self_attn, self.mlp = Attention(config, layer), MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm: nn.Module = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
@@ -182,6 +190,19 @@ class Layer(nn.Module):
         if view.cache is not None:
             _, k, v = self.self_attn.heads(self.input_layernorm(x), cos, sin)
             view.keep(self.self_attn.layer, k, v)
+
+
+class NormAfterLayer(Layer):
+    """OLMo 2's."""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__(config, layer)
+        self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = nn.Identity()
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
+        x = x + self.post_attention_layernorm(self.self_attn(x, cos, sin, view))
+        return x + self.post_feedforward_layernorm(self.mlp(x))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -277,7 +298,8 @@ class Transformer(nn.Module):
         if not 1 <= self.max_length <= most:
             raise ValueError(f"max_length {max_length} is outside 1..{most}, the positions the model has")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        kind = NormAfterLayer if config.norm_after else Layer
+        self.layers = nn.ModuleList(kind(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, False)
         with torch.device("cpu"):  # also when the weights are made on "meta"

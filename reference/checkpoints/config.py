@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
-ARCHITECTURES = dict(zip(FAMILIES, ("Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")))
+FAMILIES = ("llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+ARCHITECTURES = dict(zip(FAMILIES, ("Llama", "Mistral", "Olmo2", "Phi3", "Qwen2", "Qwen3", "SmolLM3")))
 NEEDED = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings",
@@ -23,9 +23,19 @@ READ = {
 READ_BY_FAMILY = {
     "llama": {"attention_bias", "mlp_bias", "layer_types"},
     "mistral": {"sliding_window", "layer_types"},
+    "olmo2": {"attention_bias", "layer_types"},
     "phi3": {"sliding_window", "layer_types"},
     "qwen2": {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"},
     "qwen3": {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "attention_bias"},
+    "smollm3": {
+        "sliding_window",
+        "use_sliding_window",
+        "layer_types",
+        "attention_bias",
+        "mlp_bias",
+        "no_rope_layers",
+        "no_rope_layer_interval",
+    },
 }
 # What it may say that changes nothing here: book-keeping, training settings, token ids (read by tokenizer.py).
 HARMLESS = {
@@ -45,7 +55,7 @@ CHANGES = re.compile(
     r"|layernorm.*|layer_norm.*|norm_type|use_post_norm|residual.*|.*scale|.*scaling|.*temperature.*|hidden_activation"
 )
 COUNTS = (*NEEDED, "num_key_value_heads", "head_dim", "sliding_window", "max_window_layers",
-          "original_max_position_embeddings")  # fmt: skip
+          "original_max_position_embeddings", "no_rope_layer_interval")  # fmt: skip
 SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 AMOUNTS = ("rms_norm_eps", "rope_theta", "partial_rotary_factor")
@@ -123,7 +133,9 @@ class Config:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: bool  # RMSNorm over each head's query and key, before RoPE
+    qk_norm: str | None  # RMSNorm before RoPE over "each" head's query and key, or over "all" heads' (OLMo 2)
+    norm_after: bool  # RMSNorm of what attention and MLP give, not of what they take (OLMo 2)
+    turned: tuple[bool, ...]  # per layer: whether RoPE turns queries and keys (SmolLM3: not in every layer)
     windows: tuple[int | None, ...]  # per layer: how many positions a query sees, itself included; None = all
     rope: dict[str, Any]  # rope_type, rope_theta, partial_rotary_factor, and what the type needs
     source: dict[str, Any] = field(repr=False, compare=False, default_factory=dict)  # the config.json, kept for saving
@@ -161,7 +173,7 @@ class Config:
             raise ValueError(f"config: hidden_act {activation!r} is not supported; only 'silu' is")
 
         heads, layers = source["num_attention_heads"], source["num_hidden_layers"]
-        kv_heads = get("num_key_value_heads", 8 if family == "mistral" else None) or heads
+        kv_heads = get("num_key_value_heads", {"mistral": 8, "smollm3": 4}.get(family)) or heads
         head_dim = get("head_dim", 128 if family == "qwen3" else None) or source["hidden_size"] // heads
         if heads % kv_heads or head_dim % 2:
             raise ValueError(
@@ -178,13 +190,15 @@ class Config:
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=get("rms_norm_eps", 1e-5 if family == "phi3" else 1e-6),
+            rms_norm_eps=get("rms_norm_eps", 1e-5 if family in ("phi3", "olmo2") else 1e-6),
             max_position_embeddings=source["max_position_embeddings"],
-            tie_word_embeddings=bool(get("tie_word_embeddings", False)),
+            tie_word_embeddings=bool(get("tie_word_embeddings", family == "smollm3")),
             qkv_bias=family == "qwen2" or bias,
             o_bias=family != "qwen2" and bias,
             mlp_bias=bool(get("mlp_bias", False)),
-            qk_norm=family == "qwen3",
+            qk_norm={"qwen3": "each", "olmo2": "all"}.get(family),
+            norm_after=family == "olmo2",
+            turned=read_turned(source, family, layers),
             windows=read_windows(source, family, layers),
             rope=read_rope(source, family, head_dim),
             source=dict(source),
@@ -198,10 +212,10 @@ class Config:
 
 def read_windows(source: dict[str, Any], family: str, layers: int) -> tuple[int | None, ...]:
     """Each layer's window. Qwen windows some layers, and only on demand; Mistral and Phi-3 window all of them."""
-    if family == "llama":
+    if family in ("llama", "olmo2"):
         if {*(source.get("layer_types") or ())} - {"full_attention"}:
             raise ValueError(
-                f"config: layer_types {source['layer_types']} is not supported for llama, only full_attention"
+                f"config: layer_types {source['layer_types']} is not supported for {family}, only full_attention"
             )
         return (None,) * layers
     window = source.get("sliding_window", 4096 if family == "mistral" else None)
@@ -217,8 +231,23 @@ def read_windows(source: dict[str, Any], family: str, layers: int) -> tuple[int 
         if "sliding_attention" in kinds and window is None:
             raise ValueError("config: layer_types has sliding_attention, but use_sliding_window is off or has no width")
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    if family == "smollm3":  # as the code of transformers reads it, windows are for layers without RoPE
+        return tuple(None if turned else window for turned in read_turned(source, family, layers))
     first = source.get("max_window_layers", 28)
     return tuple(window if i >= first else None for i in range(layers))
+
+
+def read_turned(source: dict[str, Any], family: str, layers: int) -> tuple[bool, ...]:
+    """Which layers have RoPE: all, but every fourth or those named of SmolLM3."""
+    if family != "smollm3":
+        return (True,) * layers
+    every = source.get("no_rope_layer_interval") or 4
+    named = source.get("no_rope_layers")
+    if named is None:
+        return tuple((i + 1) % every != 0 for i in range(layers))
+    if not isinstance(named, list) or len(named) < layers or not all(type(x) in (int, bool) for x in named):
+        raise ValueError(f"config: no_rope_layers {str(named)[:40]!r} must have a 1 or a 0 for each of {layers} layers")
+    return tuple(map(bool, named[:layers]))
 
 
 def read_rope(source: dict[str, Any], family: str, head_dim: int) -> dict[str, Any]:
@@ -228,7 +257,8 @@ def read_rope(source: dict[str, Any], family: str, head_dim: int) -> dict[str, A
     rope.pop("type", None)
     if family == "phi3" and kind in ("su", "yarn"):  # what old Phi-3 files called longrope
         kind = "longrope"
-    theta = rope.pop("rope_theta", None) or source.get("rope_theta") or 1e4
+    theta = rope.pop("rope_theta", None) or source.get("rope_theta")
+    theta = theta or (2e6 if family == "smollm3" else 1e4)
     partial = rope.pop("partial_rotary_factor", None) or source.get("partial_rotary_factor") or 1.0
     if partial != 1.0 and family != "phi3":
         raise ValueError(f"config: partial_rotary_factor {partial} is not supported for {family}, only for phi3")

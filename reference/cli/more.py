@@ -258,7 +258,11 @@ def _unusual(config: Config, tokenizer: Tokenizer) -> Iterator[str]:
         if has:
             yield f"biases on {name}"
     if config.qk_norm:
-        yield "RMSNorm on queries and keys"
+        yield f"RMSNorm on queries and keys, over {config.qk_norm} {'head' if config.qk_norm == 'each' else 'heads'}"
+    if config.norm_after:
+        yield "RMSNorm behind attention and MLP, not before them"
+    if not all(config.turned):
+        yield f"{config.turned.count(False)} of {len(config.turned)} layers have no RoPE"
     if config.head_dim * config.num_attention_heads != config.hidden_size:
         yield f"heads of {config.head_dim} do not add up to the hidden size"
     rope = config.rope

@@ -58,6 +58,43 @@ def test_rope_types_are_those_of_transformers(name, kind, tmp_path):
     assert length > 64 or (plain(ids) - expected).abs().max() > 1e-4  # the type has an effect
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Olmo2", {}), ("Olmo2", {"attention_bias": True, "rope_parameters": {"rope_theta": 5e5, **ROPES["yarn"]}}),
+        ("SmolLM3", {}), ("SmolLM3", {"no_rope_layers": [0, 1, 1, 0, 1]}), ("SmolLM3", {"no_rope_layer_interval": 2}),
+        ("SmolLM3", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
+        ("SmolLM3", {"use_sliding_window": True, "sliding_window": 4}),
+    ],
+)  # fmt: skip
+def test_two_more_families_are_those_of_transformers(kind, changes, tmp_path):
+    model = theirs(tmp_path, kind, num_hidden_layers=5, pad_token_id=0, **changes)
+    for weight in model.parameters():  # norms too, and biases
+        weight.data.normal_(0, 0.3) if weight.dim() > 1 else weight.data.uniform_(0.5, 1.5)
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(64, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(ids).logits
+    ours = Transformer.from_pretrained(tmp_path)
+    assert (ours(ids) - expected).abs().max() < 1e-5 * expected.abs().max()
+    cache = ours.new_cache(2, 40)  # a step at a time, and what the last layer keeps when nobody reads
+    ours(ids[:, :30], torch.arange(30).expand(2, 30), cache, logits=False)
+    for t in range(30, 40):
+        step = ours(ids[:, t : t + 1], torch.full((2, 1), t), cache)
+        assert (step[:, 0] - expected[:, t]).abs().max() < 1e-4 * expected.abs().max()
+    ours.save_pretrained(tmp_path / "saved")
+    again = getattr(transformers, f"{kind}ForCausalLM").from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, expected)
+    old = json.loads((tmp_path / "config.json").read_text())
+    derived = {key: None for key in ("layer_types", "no_rope_layers") if key in old and key not in changes}
+    assert torch.equal(Transformer.from_pretrained(edited(tmp_path, **derived))(ids), ours(ids))
+    if "rope_parameters" in old and old["rope_parameters"]["rope_type"] == "default":  # transformers 4's spelling
+        theta = old.pop("rope_parameters")["rope_theta"]
+        (tmp_path / "config.json").write_text(json.dumps({**old, "rope_theta": theta}))
+        assert torch.equal(Transformer.from_pretrained(tmp_path)(ids), ours(ids))
+
+
 def test_dynamic_is_the_plain_one_within_the_model_s_positions(tmp_path):
     model = theirs(tmp_path, rope_parameters={"rope_theta": 1e4, **ROPES["dynamic"]})
     ids = torch.arange(64)[None]
@@ -95,6 +132,8 @@ def test_keys_that_change_nothing_are_read_past(kind, tmp_path):
     ({"rope_parameters": {"rope_type": "yarn"}}, "needs the key 'factor'"),
     ({"num_hidden_layers": 10**9}, r"num_hidden_layers 1000000000, .* takes [\d,]+ GB at least, and there are \d+"),
     ({"head_dim": 10**9}, r"hidden_size 32, 4,000,000,048 across\) takes"), ({"vocab_size": 10**13}, "GB at least"),
+    ({"model_type": "smollm3", "no_rope_layers": [1]}, "a 1 or a 0 for each of 2 layers"),
+    ({"model_type": "smollm3", "no_rope_layers": "10"}, "a 1 or a 0 for each of 2 layers"),
     ({"layer_types": 5}, "layer_types is '5'; it must be a list of texts"),
     ({"rms_norm_eps": float("inf")}, "rms_norm_eps is 'inf'"), ({"rope_theta": 10**400}, "rope_theta is"),
     ({"rope_parameters": {"rope_type": ["yarn"]}}, "RoPE's rope_type is .* must be a text"),
