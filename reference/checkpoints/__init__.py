@@ -147,6 +147,8 @@ def read_index(folder: Path) -> dict[str, str] | None:
         or not all(isinstance(x, str) and Path(x).name == x and x.strip(".") for x in names.values())
     ):
         raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files beside it; fetch it again")
+    if (folder / "model.safetensors").exists() and not all((folder / name).exists() for name in names.values()):
+        return None  # an index that was left behind: the whole file counts, as elsewhere
     return names
 
 

@@ -288,6 +288,8 @@ def check_writable(path: str | Path, results: bool = False) -> None:
         raise FileNotFoundError(f"{path} cannot be written: {path.parent} is no folder; make it first")
     if is_stream(path):
         return
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
     existed = path.exists()
     open(path, "a").close()
     if existed and (path.suffix in (".safetensors", ".gguf") or (is_results(path) and not results)):

@@ -112,7 +112,8 @@ def rules(room: int | None, hidden: Sequence[type] = ()) -> ConstructorRegistry:
                 return None
             if not many:
                 return kind(text)  # type: ignore[misc]
-            return tuple(many[0](part) for part in text.split(",") if part.strip() or (part and many[0] is str))
+            parts = [many[0](part) for part in text.split(",") if part.strip() or (part and many[0] is str)]
+            return tuple(parts) if parts or many[0] is not str else (text,)  # a comma alone is one
 
         def write(given: Any) -> list[str]:
             return [",".join(map(str, given)) if isinstance(given, tuple) else "none" if given is None else str(given)]

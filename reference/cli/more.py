@@ -28,6 +28,8 @@ from reference.text.identity import VERSION
 from reference.text.tokenizer import Tokenizer
 from reference.transformer import Config, Transformer
 
+PICTURES = ("", ".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".eps", ".ps", ".tif", ".tiff")
+
 
 @dataclass(frozen=True)
 class Evaluation(Grading):
@@ -103,6 +105,8 @@ def report(
     for other in others:
         print(f"sharpen: {other} is no file of results; passed over", file=sys.stderr)
     places = [place for place in places if place not in others] or places
+    if picture is not None and Path(picture).suffix.lower() not in PICTURES:
+        raise ValueError(f"{picture} is no picture that can be drawn; name one of {', '.join(PICTURES)}")
     for place in (picture, alpaca_eval):
         if place is not None:
             check_writable(place)

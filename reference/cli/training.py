@@ -31,7 +31,7 @@ from reference.training.loop import FitConfig, Trainer, train
 from reference.training.lora import LoRAConfig, add_lora
 from reference.training.run_folder import RunFolder, in_blocks
 
-GRPO_FIT = FitConfig(batch=1024, rate=1e-6)  # DeepSeekMath's
+GRPO_FIT = FitConfig(batch=1024, rate=1e-6, save_every=1)  # DeepSeekMath's; a round takes long to draw
 SVD_FIT = FitConfig(batch=64, rate=2e-5, schedule="cosine", clip=0.2)  # 2605.26132's, for 4B
 
 

@@ -37,9 +37,21 @@ WARNING = "it runs the model's programs on this machine, within limits that are 
 PREFIX = "sharpen-code-"  # of temporary folders; the process's number follows
 LONGEST = 100_000  # characters of a program
 ENDS = re.compile(r"\n(?=(?:class|def|if|print|assert|import|from|@|#|```))")  # where a completed function is over
-BLOCK = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+BLOCK = re.compile(r"^([ \t>]*)```[ \t]*([\w+-]*)[ \t]*\n(.*?)(?:^(?:\1)?```|\Z)", re.DOTALL | re.MULTILINE)
+NO_PYTHON = (
+    "bash",
+    "console",
+    "json",
+    "output",
+    "plaintext",
+    "sh",
+    "shell",
+    "text",
+    "txt",
+    "yaml",
+)  # languages of blocks
 BEGINS = re.compile(r"(?:def|class)\s+\w+|import\s+[\w., ]+$|from\s+[\w.]+\s+import\b|@\w")  # a statement of a program
-DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign)
+DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
 
 
 @dataclass(frozen=True)
@@ -65,34 +77,70 @@ class Outcome:
 def find_program(text: str, begin: str = "") -> str | None:
     """The program of a response; None if there is none.
 
-    It is the last code block that defines `begin`'s last function, with what `begin` and earlier blocks have that it
+    It is the last code block that defines `begin`'s last function, with what `begin` and other blocks have that it
     needs: imports, helpers; else the last code block, as what goes on with `begin`. Without blocks it is the function
     where the text defines it, else the text, as what goes on with `begin`.
     """
-    blocks = [block for block in BLOCK.findall(text) if block.strip()]
+    text = text.replace("\ufeff", "")
+    blocks = blocks_of(text)
     for function in [*re.finditer(r"^def +(\w+)", begin, re.MULTILINE)][-1:]:
         define = re.compile(rf"^def +{function[1]}\b", re.MULTILINE)
         whole = [i for i, block in enumerate(blocks) if define.search(block)]
+        whole = [i for i in whole if not is_stub(blocks[i], function[1])] or whole
         if whole:
-            return begin[: function.start()] + with_helpers(blocks[: whole[-1] + 1])
+            others = [block for i, block in enumerate(blocks) if i != whole[-1]]
+            return begin[: function.start()] + with_helpers([*others, blocks[whole[-1]]])
         if not blocks and define.search(text):
             return begin[: function.start()] + in_prose(text)
     if blocks and not begin:
-        return with_helpers(blocks)
+        last = next((i for i in reversed(range(len(blocks))) if does_something(blocks[i])), len(blocks) - 1)
+        return with_helpers([*blocks[:last], *blocks[last + 1 :], blocks[last]])
     if blocks:
         return begin + blocks[-1]
+    if not begin:
+        found = text if does_something(text) else in_prose(text)
+        return found if does_something(found) else None
     return begin + ENDS.split(text)[0] + "\n" if begin and text.strip() else None
 
 
+def blocks_of(text: str) -> list[str]:
+    """The code blocks of a text that may be Python, without the indentation or the quotation marks that they stand
+    behind."""
+    found = [(indent, block) for indent, language, block in BLOCK.findall(text) if language.lower() not in NO_PYTHON]
+    return [
+        "\n".join(line.removeprefix(indent) for line in block.split("\n")) for indent, block in found if block.strip()
+    ]
+
+
+def does_something(source: str) -> bool:
+    """It is Python, and more than names and numbers."""
+    return any(not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call) for node in parsed(source).body)
+
+
+def is_stub(source: str, function: str) -> bool:
+    """The function has nothing but a docstring, `pass` or `...`."""
+    bodies = [node.body for node in parsed(source).body if isinstance(node, DEFINES[:2]) and node.name == function]
+    return bool(bodies) and all(
+        isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in bodies[-1]
+    )
+
+
 def with_helpers(blocks: list[str]) -> str:
-    """The last block, behind what the others define if it uses a name of theirs."""
+    """The last block, behind what it uses of what the others define."""
     *others, last = blocks
-    used = {node.id for node in ast.walk(parsed(last)) if isinstance(node, ast.Name)}
+    nodes = [node for block in others for node in parsed(block).body]
     own = {name for node in parsed(last).body for name in names_of(node)}
-    helpers = [node for block in others for node in parsed(block).body if isinstance(node, DEFINES)]
-    if not any(name in used - own for node in helpers for name in names_of(node)):
-        return last
-    return "\n".join([*map(ast.unparse, helpers), last])
+    wanted, helpers = names_in(parsed(last)) - own, set[int]()
+    while more := [i for i, node in enumerate(nodes) if i not in helpers and wanted & {*names_of(node)}]:
+        helpers.update(more)
+        wanted |= set().union(*(names_in(nodes[i]) for i in more)) - own
+    return "\n".join([*(ast.unparse(nodes[i]) for i in sorted(helpers)), last])
+
+
+def names_in(node: ast.AST) -> set[str]:
+    """The names that it uses, and "*", which any import of everything gives."""
+    return {"*", *(each.id for each in ast.walk(node) if isinstance(each, ast.Name))}
 
 
 def parsed(source: str) -> ast.Module:
@@ -103,10 +151,16 @@ def parsed(source: str) -> ast.Module:
 
 
 def names_of(node: ast.AST) -> list[str]:
+    """What a statement defines."""
+    if isinstance(node, ast.Try):
+        return [name for each in (*node.body, *(x for handler in node.handlers for x in handler.body))
+                for name in names_of(each)]  # fmt: skip
+    if isinstance(node, ast.AnnAssign):
+        return [node.target.id] if isinstance(node.target, ast.Name) else []
     if isinstance(node, ast.Import | ast.ImportFrom):
         return [(each.asname or each.name).partition(".")[0] for each in node.names]
     if isinstance(node, ast.Assign):
-        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+        return [each.id for target in node.targets for each in ast.walk(target) if isinstance(each, ast.Name)]
     return [node.name] if isinstance(node, DEFINES[:3]) else []
 
 

@@ -10,9 +10,13 @@ Standard input has what the worker may know, then the secret and the tests; thei
 
 import builtins
 import ctypes
+import decimal
+import fractions
 import importlib
 import json
+import operator
 import os
+import re
 import resource
 import signal
 import socket
@@ -20,6 +24,7 @@ import sys
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 LONGEST = 1 << 24  # bytes of a message
+KEYS = (bool, int, str, float, complex, bytes, tuple, frozenset)  # what of a dict's keys may be
 SCALARS, LISTS = (bool, int, str), {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -45,8 +50,12 @@ def encoded(value, keep):
             return {name: [encoded(each, keep) for each in kind.__iter__(value)]}
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
-    if isinstance(value, dict):
+    if isinstance(value, dict) and all(isinstance(key, KEYS) or key is None for key in dict.keys(value)):
         return {"dict": [[encoded(key, keep), encoded(each, keep)] for key, each in dict.items(value)]}
+    if type(value) in (fractions.Fraction, decimal.Decimal):
+        return {"fraction" if type(value) is fractions.Fraction else "decimal": [str(value)]}
+    if hasattr(type(value), "__index__"):  # a whole number of another library's
+        return operator.index(value)
     return {"object": keep(value)}
 
 
@@ -57,6 +66,8 @@ def decoded(value, find):
     ((kind, inside),) = value.items()
     if kind in ("float", "complex"):
         return getattr(builtins, kind)(*map(float, inside))
+    if kind in ("fraction", "decimal"):
+        return (fractions.Fraction if kind == "fraction" else decimal.Decimal)(*inside)
     if kind in LISTS:
         return LISTS[kind](decoded(each, find) for each in inside)
     if kind == "dict":
@@ -74,7 +85,8 @@ def decoded(value, find):
 
 def serve(channel, source):
     """Run the program; then do what the tester asks, until it has no more questions."""
-    objects, names = [], {"__name__": "program"}
+    objects, module = [], type(sys)("program")
+    names, sys.modules["program"] = vars(module), module
 
     def keep(value):
         objects.append(value)
@@ -94,7 +106,7 @@ def serve(channel, source):
     try:
         exec(compile(source, "program", "exec"), names)
         public = {name: value for name, value in names.items() if not name.startswith("__")}
-        said = {name: {"module": value.__name__} if type(value) is type(sys) else encoded(value, keep)
+        said = {name: {"module": value.__name__} if type(value) is type(sys) else briefly(value, keep)
                 for name, value in public.items()}  # fmt: skip
     except BaseException as error:
         send(channel, {"error": described(error)})
@@ -108,9 +120,22 @@ def serve(channel, source):
         send(channel, reply)
 
 
-def described(error):
+def briefly(value, keep):
+    """As plain data, or as an object where that is too much, or cannot be."""
     try:
-        return [type(error).__name__, str(error)[:200]]
+        if len(json.dumps(found := encoded(value, keep))) < 1 << 16:
+            return found
+    except (RecursionError, TypeError, ValueError):
+        pass
+    return {"object": keep(value)}
+
+
+def described(error):
+    """With the name of the nearest of Python's own exceptions, which tests may catch."""
+    try:
+        kind = next(each for each in type(error).__mro__ if vars(builtins).get(each.__name__) is each)
+        name = type(error).__name__ if kind in (Exception, BaseException) else kind.__name__
+        return [name, str(error)[:200]]
     except BaseException:
         return ["Exception", "an error that cannot be shown"]
 
@@ -157,7 +182,7 @@ class Remote:
         reply = receive(self._channel)
         if isinstance(reply, dict) and "error" in reply:
             name, message = reply["error"]
-            kind = getattr(builtins, name, None)
+            kind = None if name == "StopIteration" else getattr(builtins, name, None)  # no loop ends by it
             raise (
                 kind(message)
                 if isinstance(kind, type) and issubclass(kind, Exception)
@@ -195,9 +220,10 @@ class Remote:
 
     def __len__(self):
         try:
-            return self._value(self._ask("get", "__len__")[0])()
+            self._ask("get", "__len__")
         except AttributeError as error:
             raise TypeError(str(error)) from None  # as of what has no length
+        return sum(1 for _ in self)  # as a loop sees it
 
     def __getitem__(self, key):
         return self._value(self._ask("get", "__getitem__")[0])(key)
@@ -211,6 +237,14 @@ class Remote:
     __hash__ = None  # type: ignore[assignment]
 
 
+def is_program_s(name, value, tests):
+    """Whether tests are to see a name of the program: not where it stands for what is Python's own in them, unless it
+    is what they check."""
+    if name in vars(builtins) or (name in sys.stdlib_module_names and "module" not in (value or ())):
+        return re.search(rf"\bcheck\(\s*{name}\s*\)", tests) is not None
+    return True
+
+
 def verdict(channel, tests):
     """ "" if the program and its tests come to their ends, else what ended them; None: the worker left."""
     defined = receive(channel)
@@ -219,7 +253,8 @@ def verdict(channel, tests):
     if isinstance(defined.get("error"), list):
         return ": ".join(defined["error"])
     try:
-        names = {name: decoded(value, lambda number: Remote(channel, number)) for name, value in defined.items()}
+        names = {name: decoded(value, lambda number: Remote(channel, number)) for name, value in defined.items()
+                 if is_program_s(name, value, tests)}  # fmt: skip
         exec(compile(tests, "tests", "exec"), {**names, "__name__": "tests"})
     except Gone:
         return None

@@ -17,6 +17,7 @@ happened: an accuracy with many of them measures the horizon, not the model.
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from reference.evaluation.answers import (
     text_of,
     truth_of,
 )  # fmt: skip
-from reference.evaluation.code_grader import WARNING, CodeLimits, confinement, find_program, run_program
+from reference.evaluation.code_grader import WARNING, CodeLimits, confinement, find_program, parsed, run_program
 from reference.evaluation.formats import LETTERS, Problem, reaches_24
 
 
@@ -56,7 +57,9 @@ def exact(problem: Problem, text: str) -> Verdict:
 def numeric(problem: Problem, text: str) -> Verdict:
     """ValueError: the problem's answer is no number."""
     if as_number(problem.answer) is None:
-        raise ValueError(f"problem {problem.id!r}: the answer {problem.answer!r} is no number; use another grader")
+        raise ValueError(
+            f"problem {problem.id!r}: the answer {shortened(problem.answer)} is no number; use another grader"
+        )
     answer = number_of(text)
     return Verdict(same_number(answer, problem.answer), answer)
 
@@ -64,7 +67,9 @@ def numeric(problem: Problem, text: str) -> Verdict:
 def choice(problem: Problem, text: str) -> Verdict:
     """ValueError: the true answer is no letter."""
     if problem.answer not in tuple(LETTERS):
-        raise ValueError(f"problem {problem.id!r}: the answer {problem.answer!r} is no letter; use another grader")
+        raise ValueError(
+            f"problem {problem.id!r}: the answer {shortened(problem.answer)} is no letter; use another grader"
+        )
     answer = letter_of(text)
     return Verdict(answer == problem.answer, answer)
 
@@ -79,7 +84,7 @@ def truth(problem: Problem, text: str) -> Verdict:
     """ValueError: the true answer is neither."""
     if problem.answer not in ("True", "False"):
         raise ValueError(
-            f"problem {problem.id!r}: the answer {problem.answer!r} is not True or False; use another grader"
+            f"problem {problem.id!r}: the answer {shortened(problem.answer)} is not True or False; use another grader"
         )
     answer = truth_of(text)
     return Verdict(answer == problem.answer, answer)
@@ -87,6 +92,7 @@ def truth(problem: Problem, text: str) -> Verdict:
 
 def code(limits: CodeLimits | None) -> Grader:
     def grade(problem: Problem, text: str) -> Verdict:
+        check_tests(problem)
         program = find_program(after_thinking(text) or "", problem.begin)
         if program is None:
             return Verdict(False, None)
@@ -97,10 +103,24 @@ def code(limits: CodeLimits | None) -> Grader:
     return grade
 
 
+def check_tests(problem: Problem) -> None:
+    """ValueError: no program could be wrong."""
+    nodes = [*ast.walk(parsed(problem.answer))]
+    if not any(isinstance(node, ast.Assert | ast.Raise | ast.Call) for node in nodes):
+        raise ValueError(
+            f"problem {problem.id!r}: grader 'code' needs tests, which fail where a program is wrong; the answer is "
+            f"{shortened(problem.answer)}"
+        )
+
+
+def shortened(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
 LENDING = """exec({header})
 exec(compile({source}, "program", "exec"))
 """
-PRINTING = """import os, sys, threading
+PRINTING = """import atexit, os, sys, threading
 
 def feed(end, data):
     try:
@@ -118,12 +138,13 @@ def run(given):
         try:
             os.dup2(theirs, 0), os.dup2(out, 1), os.closerange(3, 64)
             sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
-            names = {{"__name__": "__main__"}}
+            names, sys.argv = {{"__name__": "__main__"}}, ["program"]
             exec({header}, names)
             try:
                 exec(compile({source}, "program", "exec"), names)
             except SystemExit:
                 pass
+            atexit._run_exitfuncs()
             sys.stdout.flush()
             status = 0
         finally:

@@ -38,7 +38,9 @@ class Report:
                 f"{row['sequential_tokens']:.0f}", f"{row['logp']:.2f}",
                 *([say_lift(lift) if lift else ""] if lifted else []),
             ])  # fmt: skip
-        return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+        return "\n".join(
+            f"| {' | '.join(' '.join(cell.split()).replace('|', '&#124;') for cell in line)} |" for line in lines
+        )
 
     @property
     def lifts(self) -> tuple[list[str], list[str], np.ndarray]:
@@ -105,10 +107,11 @@ def report(paths: Sequence[str | Path]) -> Report:
         whole = header["shard"][1] == 1  # two whole files are two runs, whatever their settings
         runs.setdefault(str(path) if whole else json.dumps(compared(header)), []).append(path)
     rows = [summary(files) for files in runs.values()]
-    greedy = {row["place"]: row for row in rows if row["greedy"]}
     for row in rows:
-        if (base := greedy.get(row["place"])) and base is not row:
-            row["lift"] = lift(row["scores"], base["scores"])
+        bases = [base for base in rows if base["greedy"] and base["place"] == row["place"]]
+        same = [base for base in bases if base["horizon"] == row["horizon"]] or bases
+        if not row["greedy"] and same:
+            row["lift"] = lift(row["scores"], same[0]["scores"])
     counted = [row["name"] for row in rows]
     for row in rows:  # two files of one method: the file's name tells them apart
         if counted.count(row["name"]) > len({r["place"] for r in rows if r["name"] == row["name"]}):
@@ -144,6 +147,7 @@ def summary(paths: Sequence[str | Path]) -> dict[str, Any]:
         "path": str(path), "model": str(settings.get("model", "?")).rstrip("/").rpartition("/")[2],
         "task": str(settings.get("task", "?")), "name": "greedy" if greedy else str(settings.get("method", "?")),
         "greedy": greedy, "place": place_of(settings), "graded": settings.get("grader") != "none",
+        "horizon": settings.get("max_new_tokens"),
         "problems": problems, "of": (of := number_of_problems(settings, problems)), "whole": problems == of,
         "accuracy": accuracy(list(scores.values())), "scores": scores,
         "pass_at": {k: float(np.mean([pass_at_k(n, c, k) for n, c in counts])) for k in ks},
@@ -152,10 +156,13 @@ def summary(paths: Sequence[str | Path]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+ASKED = ("format", "prompt_style", "raw", "templates", "enable_thinking", "grader", "stop")  # how a task is asked
+
+
 def place_of(settings: Mapping[str, Any]) -> str:
-    """The model and the task: their digests, or names where an old file has none."""
+    """The model, the task (their digests, or names where an old file has none), and how it is asked and graded."""
     model, task = settings.get("weights", settings.get("model")), settings.get("task_sha256", settings.get("task"))
-    return json.dumps([model, task, settings.get("format")])
+    return json.dumps([model, task, *map(settings.get, ASKED)])
 
 
 def lift(scores: Mapping[int | str, float], base: Mapping[int | str, float]) -> dict[str, Any] | None:
@@ -173,4 +180,5 @@ def lift(scores: Mapping[int | str, float], base: Mapping[int | str, float]) -> 
 
 def say_lift(found: Mapping[str, Any]) -> str:
     mean, low, high = (100 * x for x in found["points"])
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] ({found['percent']:+.1f} %)"
+    percent = "" if math.isnan(found["percent"]) else f" ({found['percent']:+.1f} %)"
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]{percent}"

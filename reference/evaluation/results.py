@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from reference.checkpoints import write_whole
+from reference.checkpoints import is_stream, write_whole
 from reference.text.identity import first_difference
 
 COSTS = ("decoded_tokens", "sequential_tokens")  # what is read of a result's cost
@@ -30,7 +30,7 @@ TIMES = ".times.jsonl"
 def times_of(path: str | Path) -> Path:
     """Where an evaluation writes what its batches took."""
     path = Path(path)
-    return path.with_suffix(TIMES) if path.suffix == ".jsonl" else path.with_name(f"{path.name}{TIMES}")
+    return path.with_suffix(TIMES) if path.suffix == ".jsonl" else path.with_name(f"{path.name}.results{TIMES}")
 
 
 class Results:
@@ -46,6 +46,8 @@ class Results:
         self.done: set[int | str] = set()  # ids
 
     def __enter__(self) -> Results:
+        if is_stream(self.path):
+            raise ValueError(f"{self.path} is a device or a pipe, and results are read again; name a file")
         if self.path.name.endswith(TIMES):
             raise ValueError(f"{self.path} is what a file of times is called; name another file for results")
         if self.times.is_file() and first_line(self.times)[:8] not in (b"", b'{"ids": '):
@@ -235,5 +237,8 @@ def is_results(path: str | Path) -> bool:
 
 
 def first_line(path: str | Path) -> bytes:
+    """ValueError: a device or a pipe, which may never say anything."""
+    if is_stream(Path(path)):
+        raise ValueError(f"{path} is a device or a pipe, and results are read several times; name a file")
     with open(path, "rb") as file:
         return file.readline()

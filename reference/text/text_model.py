@@ -180,10 +180,17 @@ class TextModel:
         return self.reply([self.prompt(role, **each) for each in fields], **settings)
 
 
+THINKING = {  # what opens a model's thinking, and what ends it
+    "<think>": "</think>", "<thinking>": "</thinking>", "<thought>": "</thought>", "<reasoning>": "</reasoning>",
+    "[THINK]": "[/THINK]", "<seed:think>": "</seed:think>", "<|begin_of_thought|>": "<|end_of_thought|>",
+}  # fmt: skip
+
+
 def after_thinking(text: str) -> str | None:
-    """What a response says once its thinking has ended; None if it was cut before."""
-    _, mark, said = text.rpartition("</think>")
-    return None if not mark and "<think>" in text else said
+    """What a response says once its thinking has ended, the last of it; None if it was cut before."""
+    ends = [at + len(end) for end in THINKING.values() if (at := text.rfind(end)) >= 0]
+    said = text[max(ends, default=0) :]
+    return None if any(begin in said for begin in THINKING) else said
 
 
 def make_templates(templates: TemplatesLike, tokenizer: Tokenizer) -> Templates:

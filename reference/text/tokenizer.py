@@ -241,6 +241,8 @@ class Tokenizer:
         if shipped:
             return {"default" if name == "chat_template" else name: text for name, text in shipped.items()}
         value = self.read_json("tokenizer_config.json").get("chat_template") or {}
+        if not isinstance(value, str | list | dict):
+            raise ValueError(f"{self.source}: chat_template in tokenizer_config.json is {value!r}; it must be a text")
         try:
             if isinstance(value, list):
                 return {entry["name"]: entry["template"] for entry in value}

@@ -40,6 +40,8 @@ class RunFolder:
         self.path, self.identity = Path(path), json.loads(json.dumps(identity))
 
     def __enter__(self) -> Path:
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file, and a run has a folder; name another")
         self.made = [path for path in (self.path, *self.path.parents) if not path.exists()]  # innermost first
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock = os.open(self.path, os.O_RDONLY)  # the folder itself is locked

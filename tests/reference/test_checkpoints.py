@@ -220,6 +220,14 @@ def test_an_index_names_files_beside_it(file, tmp_path):
         Transformer.from_pretrained(tmp_path)
 
 
+def test_an_index_that_was_left_behind(tmp_path):
+    model, ids = theirs(tmp_path), torch.arange(9)[None]
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with torch.no_grad():
+        assert (Transformer.from_pretrained(tmp_path)(ids) - model(ids).logits).abs().max() < 1e-5
+
+
 def test_json_that_is_too_deep(tmp_path):
     theirs(tmp_path)
     (tmp_path / "config.json").write_text("[" * 99_999)

@@ -271,5 +271,5 @@ def test_bad_input(speaker):
     never = {"cycle": speaker.templates.stage("cycle"), "never": Stage((), lambda question, candidate, replies: False)}
     strict = replace(speaker, templates=Templates("strict", roles, never))
     with pytest.raises(ValueError, match=r"round 1: no candidate was accepted: of 28 the static check rejected 0, then "
-                       r"cycle \d+, never \d+; draw more"):  # fmt: skip
+                       r"cycle \d+, never \d+ \(unread .*: 0 of \d+\); draw more"):  # fmt: skip
         distill(strict, FEW)

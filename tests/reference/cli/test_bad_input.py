@@ -93,7 +93,7 @@ FILES = {
     (("sample", "1 + 1", "-o", ""), "the name of a file to write to is empty"),
     (("sample", "1 + 1", "-o", "{tmp}/no/x"), "no/x cannot be written"),
     (("train", "sft", "1 + 1", "-o", ""), "the name of the folder to write to is empty"),
-    (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--lora-targets", ","), "targets are empty"),
+    (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--lora-targets", ","), "LoRA target ',' is no linear layer"),
     (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--lora-alpha", "nan"), "alpha is nan"),
     (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--weight-decay", "inf"), "weight_decay is inf"),
     (("train", "sft", "1 + 1", "-o", "{tmp}/x", "--rate", "1e39"), "rate is 1e+39; it must be at most 1e+15"),

@@ -275,8 +275,7 @@ def test_what_is_read_is_never_written(run, problems, tmp_path):
     run("report", first, second, "--merge", problems, code=2)
     assert "problems.jsonl is no file of results" in run.err
     for given in (
-        ("sample", "1 + 1", "--out", first), ("report", first, "--picture", second),
-        ("report", first, "--alpaca-eval", second),
+        ("sample", "1 + 1", "--out", first), ("report", first, "--alpaca-eval", second),
     ):  # fmt: skip
         run(*given, code=2)
         assert "holds results of an evaluation" in run.err and run.err.count("\n") == 1

@@ -144,7 +144,7 @@ def test_questions_with_a_picture_are_left_out(tmp_path):
     [
         ("\\boxed{\\text{True}}", "True"), ("So it is false.\nFalse.", "False"), ("The answer is: **true**.", "True"),
         ("Answer: true/false", None), ("The answer is True or False", None), ("\\boxed{True and False}", None),
-        ("It is true.", None), ("", None), ("False alarm, so nobody knows.", None), ("<think>Answer: True", None),
+        ("It is true.", "True"), ("", None), ("False alarm, so nobody knows.", None), ("<think>Answer: True", None),
         ("Answer: True\n\\boxed{False}", "False"), ("Answer: trueish", None),
     ],
 )  # fmt: skip

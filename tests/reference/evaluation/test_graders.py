@@ -17,7 +17,7 @@ from reference.evaluation.graders import GRADERS, Verdict, make_grader
 CASES = [json.loads(line) for line in Path(__file__).with_name("answers.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["exact", "numeric", "choice", "math"])
+@pytest.mark.parametrize("name", ["exact", "numeric", "choice", "math", "truth"])
 def test_answers_are_read_and_compared(name):
     grade = make_grader(name)
     cases = [case for case in CASES if case["grader"] == name]

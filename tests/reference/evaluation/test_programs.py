@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reference.evaluation import code_grader
-from reference.evaluation.code_grader import CodeLimits, confinement, run_program
+from reference.evaluation.code_grader import CodeLimits, confinement, find_program, run_program
 from reference.evaluation.formats import Problem
 from reference.evaluation.graders import make_grader
 from tests.conftest import ROOT
@@ -23,6 +23,7 @@ LIMITS = CodeLimits(seconds=4)
 RESPONSES = {
     case["name"]: case for case in map(json.loads, Path(__file__).with_name("programs.jsonl").read_text().splitlines())
 }
+SOURCES = [*map(json.loads, Path(__file__).with_name("sources.jsonl").read_text().splitlines())]
 CALLS = [tuple(json.loads(line).values()) for line in Path(__file__).with_name("calls.jsonl").read_text().splitlines()]
 
 
@@ -93,3 +94,37 @@ def test_a_program_ends_with_the_evaluation_and_its_folder_is_swept(tmp_path, mo
     code_grader.sweep.cache_clear()
     assert run_program("", LIMITS).right and not any(tmp_path.glob("sharpen-code-*"))
     code_grader.sweep.cache_clear()
+
+
+def of_kind(kind):
+    found = [tuple(each.values())[1:] for each in SOURCES if each["kind"] == kind]
+    return found if len(found[0]) > 1 else [text for (text,) in found]
+
+
+@pytest.mark.parametrize(("source", "tests"), of_kind("forged"))
+def test_what_a_program_calls_by_python_s_own_names_tests_do_not_see(source, tests):
+    assert not run_program(source, LIMITS, tests).right
+
+
+@pytest.mark.parametrize(("source", "tests"), of_kind("right"))
+def test_programs_may_hold_anything(source, tests):
+    outcome = run_program(source, LIMITS, tests)
+    assert outcome.right, outcome.why
+
+
+@pytest.mark.parametrize("text", of_kind("add"))
+def test_blocks_as_people_write_them(text):
+    program = find_program(text, "def add(a, b):\n")
+    assert program is not None and run_program(program, LIMITS, "assert add(1, 2) == 3").right
+
+
+@pytest.mark.parametrize("text", of_kind("solution"))
+def test_programs_without_a_beginning(text):
+    program = find_program(text)
+    assert program is not None and run_program(program, LIMITS, "assert Solution().f(1) == 2").right
+
+
+@pytest.mark.parametrize("answer", ["7", "", "Paris", "x +", "'assert'"])
+def test_an_answer_that_tests_nothing_is_refused(answer):
+    with pytest.raises(ValueError, match="grader 'code' needs tests, which fail where a program is wrong"):
+        make_grader("code", True)(Problem(0, "?", answer), "```python\nx = 1\n```")

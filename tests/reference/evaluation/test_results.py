@@ -3,6 +3,7 @@ they say is counted right."""
 
 import json
 import math
+import os
 import random
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from reference.evaluation.evaluate import evaluate
 from reference.evaluation.graders import make_grader
 from reference.evaluation.report import report
-from reference.evaluation.results import Results, merge
+from reference.evaluation.results import Results, merge, times_of
 from reference.evaluation.tasks import Task
 
 SETTINGS = {"model": "m", "method": "power", "alpha": 4.0, "seed": 0, "problems": 11}
@@ -220,6 +221,34 @@ def test_the_report_counts_right(tmp_path):
     assert (methods, places) == (["power"], ["m\nt"]) and table == pytest.approx(37.5)
     text = str(made)
     assert text.count("\n") == 4 and "| power | 4 | 68.8 [" in text and "| 2 of 4 |" in text and "(+37.5 %)" in text
+
+
+@pytest.mark.parametrize("name", ["raw", "grader", "prompt_style", "stop", "templates", "enable_thinking", "format"])
+def test_the_lift_is_over_greedy_asked_and_graded_alike(name, tmp_path):
+    plain = {"method": "sample", "temperature": 0.0, "max_new_tokens": 8}
+    greedy = write(tmp_path / "g.jsonl", [1, 0, 0, 1], n=1, settings=plain)
+    other = write(tmp_path / "h.jsonl", [0, 0, 0, 1], n=1, settings={**plain, name: "x"})
+    long = write(tmp_path / "l.jsonl", [1, 1, 1, 1], n=1, settings={**plain, "max_new_tokens": 99})
+    power = write(tmp_path / "p.jsonl", [4, 4, 0, 4], settings={"method": "power", name: "x", "max_new_tokens": 8})
+    again = write(tmp_path / "q.jsonl", [4, 4, 0, 4], settings={"method": "power", "max_new_tokens": 8})
+    assert report([greedy, power]).rows[1]["lift"] is None
+    rows = report([long, greedy, other, power, again]).rows
+    assert [row["lift"] and row["lift"]["points"][0] for row in rows] == [None, None, None, 0.5, 0.25]
+    never = write(tmp_path / "n.jsonl", [0, 0, 0, 0], n=1, settings={**plain, "seed": 9})
+    assert "nan" not in str(report([never, again]))
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/dev/null", "pipe"])
+def test_a_device_or_a_pipe_holds_no_results(place, tmp_path, task):
+    os.mkfifo(tmp_path / "pipe")
+    for use in (lambda: run(tmp_path / place, task), lambda: report([tmp_path / place]),
+                lambda: merge([tmp_path / place], tmp_path / "out")):  # fmt: skip
+        with pytest.raises(ValueError, match="is a device or a pipe, and results are read"):
+            use()
+
+
+def test_times_of_two_files_are_two():
+    assert times_of("tc") != times_of("tc.jsonl")
 
 
 def test_lift_is_over_the_problems_that_both_have(tmp_path):
