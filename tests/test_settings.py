@@ -223,7 +223,7 @@ TABLE: dict[type, Row] = {
                    {"epochs": 2, "batch": 2, "micro": 1, "rate": 0.02, "warmup": 3, "schedule": "cosine",
                     "weight_decay": 0.9, "betas": (0.5, 0.9), "clip": 5.0, "bf16": False, "save_every": 2, "seed": 1}),
     LoRAConfig: Row({}, adapted, {"rank": 4, "alpha": 1.0, "targets": ("q_proj",), "seed": 1}),
-    SFTConfig: Row({"n": 6, "max_new_tokens": 6}, fitted, {"n": 3, "mu": 0.3, "max_new_tokens": 3}),
+    SFTConfig: Row({"n": 6, "max_new_tokens": 6}, fitted, {"n": 3, "mu": With(0.05, {"mu": 3.0}), "max_new_tokens": 3}),
     RLHFConfig: Row({"rounds": 3, "max_new_tokens": 6}, explored,
                     {"beta": 0.5, "alpha": 0.5, "rounds": 2, "prompts": 2, "pairs": 3, "max_new_tokens": 3}),
     GRPOConfig: Row({"rounds": 2, "prompts": 2, "group": 4, "passes": 2, "max_new_tokens": 6}, reinforced,

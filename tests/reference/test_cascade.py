@@ -231,6 +231,18 @@ def test_a_reply_that_was_cut_is_empty():
     assert {*heard[50:100]} == {str(YES), ""} and {*heard[100:]} == {str(YES), str(NO)}
 
 
+def test_every_call_of_a_judge_has_an_address_of_its_own():
+    transcripts = []
+    verify(
+        SPEAKER,
+        ["x", "y"],
+        [[str(RIGHT), str(RIGHT)]] * 2,
+        replace(PLAIN, votes=3, exit="none"),
+        transcripts=transcripts,
+    )
+    assert len(transcripts) == len({each.key for each in transcripts}) > 12
+
+
 def test_the_static_check():
     speaker = replace(SPEAKER, templates=chat_templates(make_tokenizer(CHAT)))
     for text, plain, thinks in (

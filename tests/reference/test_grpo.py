@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import reference.grpo as grpo_module
 from reference.grpo import GRPOConfig, GRPOLoss, advantages, grpo, k3
 from reference.interface import Samples
 from reference.text.text_model import TextModel
@@ -66,15 +67,15 @@ def by_hand(policy, old, base, config) -> tuple[np.ndarray, int]:
     return gradient, stopped
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_gradient_is_the_one_derived_by_hand(beta):
-    config = GRPOConfig(clip=0.1, beta=beta)
+@pytest.mark.parametrize(("beta", "clip"), [(0.0, 0.1), (0.3, 0.1), (0.0, 0.2), (0.0, 0.35), (0.3, 0.5)])
+def test_gradient_is_the_one_derived_by_hand(beta, clip):
+    config = GRPOConfig(clip=clip, beta=beta)
     old, base, policy = markov(0), markov(1), markov(2)
     loss = GRPOLoss(Trainer(old, FIT, 1), base, PROMPTS, make_samples(RESPONSES), advantages(REWARDS), config)
     policy.requires_grad_(True)
     loss(policy, torch.arange(6)).backward()
     expected, stopped = by_hand(policy, old, base, config)
-    assert stopped >= 3  # the clip is at work
+    assert stopped >= 2  # the clip is at work
     np.testing.assert_allclose(policy.logits.grad.numpy(), expected, atol=1e-12)
     unclipped, _ = by_hand(policy, old, base, replace(config, clip=100.0))
     with pytest.raises(AssertionError):  # and the comparison sees it
@@ -114,6 +115,31 @@ def test_k3_estimates_one_divergence_and_its_gradient_is_of_the_other():
     )
     torch.testing.assert_close(mean, of_forward, atol=1e-12, rtol=0)
     assert (mean - of_reverse).abs().max() > 0.01
+
+
+def test_a_round_is_addressed_by_its_number(monkeypatch):
+    """Its prompts, its responses, and the order of its steps; the last step of a round takes what is left."""
+    seen, orders, shuffle = [], [], grpo_module.batch_rows
+
+    def reward(index, samples):
+        seen.append((tuple(index), samples.tokens.tolist()))
+        return samples.lengths.double()
+
+    def listen(n, batch, seed, step):
+        orders.append((n, batch, seed, step))
+        return shuffle(n, batch, seed, step)
+
+    monkeypatch.setattr(grpo_module, "batch_rows", listen)
+    config = GRPOConfig(rounds=3, prompts=2, group=3, max_new_tokens=5, beta=0.0)
+    out = grpo(markov(3), [[1], [2], [3], [1, 2], [1, 3], [2, 3]], reward, config, replace(FIT, batch=4, rate=1e-9),
+               stop_ids=[0])  # fmt: skip
+    assert len(out.log["loss"]) == 3 * 2  # 6 responses in steps of 4
+    assert sorted(i for index, _ in seen for i in index) == [*range(6)]  # an epoch is every prompt once
+    steps = [order for order in orders if order[0] == 6 and order[1] == 4]
+    assert len({seed for _, _, seed, _ in steps}) == 3 and [u for *_, u in steps] == [0, 1] * 3
+    seen.clear()
+    grpo(markov(3), [[1]], reward, replace(config, prompts=1, group=8), replace(FIT, batch=8, rate=1e-9), stop_ids=[0])
+    assert len({repr(tokens) for _, tokens in seen}) == 3
 
 
 def third_arm(index, samples):

@@ -91,6 +91,16 @@ def test_the_loss_vanishes_at_the_target(measured: Measured) -> None:
     assert_regression(dpo_loss, measured)
 
 
+def test_the_bonus_is_on_every_response_of_the_base():
+    """What XPO adds to the squares is α Σ log π(y'), of all pairs, and y' is the second of each."""
+    base, policy = tabular(0), tabular(50)
+    first, second = (part[torch.arange(3, 40)] for part in every_pair(base))
+    plain, alpha = float(dpo_loss(policy, first, second, BETA)), 0.7
+    added = float(xpo_loss(policy, first, second, BETA, alpha)) - plain
+    assert added == pytest.approx(alpha * float(log_likelihood(policy, second).sum()), abs=1e-9)
+    assert abs(added - alpha * float(log_likelihood(policy, first).sum())) > 1  # it matters which
+
+
 @pytest.mark.claim("T15")
 def test_loss_mutants() -> None:
     def without_base(policy, first, second, beta):  # β log π for β log π/π_base

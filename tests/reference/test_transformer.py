@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import reference.transformer as T
 from reference.engine.requests import choose_slots
+from reference.sampling import generate
 from reference.training.lora import LoRAConfig, add_lora, lora_layers
 from reference.transformer import Config, Transformer
 
@@ -519,3 +520,35 @@ def test_256_chains_of_a_7b_fit_in_139_gib(monkeypatch):
     assert few < choose_slots(None, on_gpu, 500, 2 * (150 + 3072), caches=2) < 256
     with torch.device("meta"):
         assert bytes_of_chains(model.float(), 256, 150 + 3072) > 139 * GIB  # in float32 they do not
+
+
+def test_large_products_are_the_same_but_for_rounding(monkeypatch):
+    """oneDNN's product for a few rows, where this torch has it: logits to 1e-5, and the same tokens."""
+    config = Config.from_dict({
+        "model_type": "qwen2", "vocab_size": 400, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True,
+    })  # fmt: skip
+    torch.manual_seed(0)
+    model = Transformer(config).requires_grad_(False)
+    for weight in model.parameters():
+        weight.normal_(0, 0.06) if weight.dim() > 1 else weight.uniform_(0.5, 1.5)
+    used, product = [], T.direct_product()
+
+    def counted(*given):
+        used.append(1)
+        return product(*given)
+
+    monkeypatch.setattr(T, "direct_product", lambda: product and counted)
+    prompts, ids = [[5, 6], [7], [8, 9, 10]], torch.arange(20)[None]
+    with torch.no_grad():
+        logits, drawn = model(ids), generate(model, prompts, max_new_tokens=30, stop_ids=[0], samples_per_prompt=4)
+    assert used or product is None
+    monkeypatch.setattr(T, "direct_product", lambda: None)
+    with torch.no_grad():
+        expected, again = model(ids), generate(model, prompts, max_new_tokens=30, stop_ids=[0], samples_per_prompt=4)
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert torch.equal(drawn.samples.tokens, again.samples.tokens)
+    used.clear()
+    model.requires_grad_(True)
+    model(ids).sum().backward()  # what has a gradient goes another way
+    assert not used and model.layers[0].mlp.up_proj.weight.grad.any()

@@ -336,6 +336,17 @@ def test_adapters_change_nothing_at_first():
     assert not torch.equal(adapted(tokens), new_model()(tokens))
 
 
+def test_adapters_begin_as_random_numbers_of_their_own():
+    """A ~ U(±1/√in), each layer's from its name; B = 0."""
+    layers = lora_layers(add_lora(new_model(), LoRAConfig(rank=8)))
+    for layer in layers:
+        width = layer.in_features**-0.5
+        assert 0.8 * width < layer.lora_a.abs().max() <= width and not layer.lora_b.any()
+        assert abs(float(layer.lora_a.square().mean()) / width**2 - 1 / 3) < 0.12
+    found = {tuple(layer.lora_a[0, :4].tolist()) for layer in layers}
+    assert len(found) == len(layers)
+
+
 def test_merged_is_unmerged(tmp_path):
     tokens = torch.tensor([[1, 2, 3, 4], [9, 8, 7, 6]])
     adapted = randomise(add_lora(new_model(), LoRAConfig(rank=3)))
