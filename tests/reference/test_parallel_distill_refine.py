@@ -5,6 +5,7 @@ is right with a probability that depends on that number alone. So a round is exa
 """
 
 import json
+import math
 import time
 from dataclasses import replace
 from itertools import product
@@ -323,6 +324,14 @@ def test_ties_are_broken_by_chance_for_each_branch():
     result = parallel_distill_refine(speaker, ["x"] * 400, PDRConfig((3, 2), "random-k", 1, 5, 1))
     first, second = zip(*result.workspaces[0])
     assert 0.2 < fmean(a != b for a, b in zip(first, second)) < 0.6  # 0.3 * 0.7 * 4/3 = 0.28 of them
+
+
+def test_a_score_that_is_no_number_is_refused():
+    def nan(ledger, drafts, n, config):
+        return [[[math.nan] * len(own)] * n for own in drafts]
+
+    with pytest.raises(ValueError, match="the scorer gave a score that is NaN"):
+        parallel_distill_refine(SPEAKER, ["x"], replace(TINY, distiller="shared-top-k"), scorer=nan)
 
 
 def test_only_an_oracle_sees_the_grader():

@@ -1,9 +1,13 @@
 """Addresses and the distribution of a token, at values that can be worked out by hand."""
 
+import math
+
 import pytest
 import torch
 
+from reference.engine.requests import make_plan
 from reference.randomness import child_seed, int64, key_of, log_law, uniform
+from toy.tabular import TabularLM
 
 
 def test_integers_are_taken_modulo_their_64_bits():
@@ -36,3 +40,20 @@ def test_top_p_keeps_what_reaches_it_and_no_more(k):
 def test_ties_go_to_the_smaller_id(k):
     kept = log_law(torch.zeros(1, 1000), top_k=k).isfinite()[0]
     assert kept.tolist() == [True] * k + [False] * (1000 - k)
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0, 10.0])
+def test_the_log_normaliser_of_a_large_vocabulary(spread):
+    logits = torch.randn(4, 151_936, generator=torch.Generator().manual_seed(0)) * spread
+    assert (log_law(logits).double() - log_law(logits.double())).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("of", ["p", "q"])
+def test_a_proposal_that_is_no_number_is_refused_as_the_model_s_is(of):
+    """With logits that are infinite twice, the proposal alone may be NaN."""
+    logp = torch.tensor([[-1.0, math.nan]]) if of == "p" else torch.tensor([[-1.0, -2.0]])
+    logq = torch.tensor([[-1.0, math.nan]]) if of == "q" else torch.tensor([[-1.0, -2.0]])
+    model = TabularLM.iid([0.5, 0.5])
+    plan = make_plan(model, [[0]], 2, stop_ids=[], samples_per_prompt=1, slots=1, seed=0, keys=["a"])
+    with pytest.raises(ValueError, match=r"not finite for prompt 0 \(key 'a'\), sample 0, at response position 1"):
+        plan.check_finite(logp, logq, torch.tensor([0]))
