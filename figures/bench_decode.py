@@ -3,7 +3,7 @@
 toy     the shipped checkpoint, 500 requests whose response lengths are log-normal with the spread that language models
         show (coefficient of variation 0.8, mean 32, at most 100), 64 at a time. transformers decodes them in batches of
         64 in the same order, each batch to its longest; only the tokens asked for count.
-real    SmolLM2-135M (`make smollm2`) in float32, prompts of 64 tokens: 40 new tokens at batch 1, 24 at batch 4 to 32; 64
+real    SmolLM2-135M (`make smollm2`), float32, prompts of 64 tokens: 40 new tokens at batch 1, 24 at batch 4 to 32; 64
         requests of mixed lengths (as above, mean 16, at most 64), 32 at a time; and prompts alone, with one token each.
 0.5B    random weights in the shape of Qwen2.5-0.5B, prompts of 64 tokens: 40 new tokens at batch 1, 24 at batch 16, and
         24 requests of mixed lengths (as above, mean 16, at most 48), 8 at a time. float32 and bfloat16; where the
