@@ -90,6 +90,7 @@ async def run_tests(copy: Path, tests: Sequence[str], *options: str, limit: floa
     """pytest's exit status and output; a negative status if it was killed at the limit."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     # No bytecode: Python knows it by the second and the size of its source, which two mistakes may have in common.
+    environment["PLANTED"] = "1"  # what is only stale has not noticed anything
     environment |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # no random order, and a second less
     process = await asyncio.create_subprocess_exec(

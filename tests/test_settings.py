@@ -236,7 +236,7 @@ TABLE: dict[type, Row] = {
     SVDConfig: Row({"n": 4, "max_new_tokens": 20, "cascade": VOTES, "temperature": 1.0, "top_p": None}, distilled,
                    {"n": 6, "keep": "all", "temperature": 1.5, "top_p": 0.2, "max_new_tokens": 17,
                     "cascade": dataclasses.replace(VOTES, votes=3), "rounds": 2, "judge": With("frozen", {"rounds": 3}),
-                    "replay": 1.0, "block": 1, "seed": 3}),
+                    "replay": With(0.5, {"replay": 1.0}), "block": 1, "seed": 3}),
     SampleConfig: Row({"max_new_tokens": 12}, by_command(sample), {**TOKENS, "temperature": 3.0}),
     BestConfig: Row({"max_new_tokens": 12, "n": 4}, by_command(best_command),
                     {**TOKENS, "temperature": 3.0, "n": 2, "reward": "length-normalized", "mu": 0.1}),

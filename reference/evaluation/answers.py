@@ -59,13 +59,11 @@ def called(text: str) -> Iterator[str]:
 
 
 def box_of(said: str) -> tuple[bool, str | None]:
-    """Whether a response has boxes, and the last one's content: None if it is empty, or does not end, or is one of two
-    between which the response leaves the choice."""
+    """Whether a response has boxes, and the content of the last that ends: None if it is empty, or none ends, or it is
+    one of two between which the response leaves the choice."""
     if "\\boxed" not in said:
         return False, None
-    box, last = last_boxed(said), said.rpartition("\\boxed")[2]
-    whole = box is not None and last.lstrip(" {").startswith(box[:20])
-    return True, None if not whole or re.search(r"\\boxed\s*\{[^{}]*\}\W*\bor\b\W*\\boxed", said) else box
+    return True, None if re.search(r"\\boxed\s*\{[^{}]*\}\W*\bor\b\W*\\boxed", said) else last_boxed(said)
 
 
 def number_of(text: str) -> str | None:

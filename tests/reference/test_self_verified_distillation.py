@@ -103,6 +103,21 @@ def test_what_it_learns_is_what_was_drawn(speaker, run):
     assert run.candidates.cost.calls == samples.tokens.shape[0] * 4 + int(record.calls.sum())
 
 
+def test_a_round_draws_anew_and_trains_the_base(speaker, monkeypatch):
+    """Of two rounds: other seeds, and the second student is the base trained on the second round's solutions alone."""
+    seeds, draw = [], S.draw_candidates
+
+    def listen(*given, seed, **more):
+        seeds.append(seed)
+        return draw(*given, seed=seed, **more)
+
+    monkeypatch.setattr(S, "draw_candidates", listen)
+    _, second = self_verified_distillation(speaker, FEW, replace(CONFIG, rounds=2), SHORT)
+    assert len({*seeds}) == len(seeds) == 2
+    expected, _ = S.train_from(speaker, examples(speaker, FEW, second.candidates.samples, second.kept), SHORT)
+    assert same(weights(second.student), weights(expected))
+
+
 def test_without_the_filter_it_learns_nothing(speaker, run, heldout):
     """The same training on each question's first candidate, valid or not: the mutant of the test above."""
     questions = [p.question for p in SEEDS]
