@@ -151,9 +151,9 @@ LARGE = 1 << 16  # weights of a layer that are worth the call
 
 
 def linear(x: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What each of the layers (linear ones, or a tied head's embedding) makes of x [N, in]: [N, out] each. What has a
-    gradient, or is no plain layer, is computed as ever."""
-    plain = x.is_cpu and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    """What each of the layers (linear ones, or a tied head's embedding) makes of x [N, in]: [N, out] each. Without a
+    cache, and in layers that are not plain, it is as ever: what transformers computes."""
+    plain = x.is_cpu and x.dtype == torch.float32 and torch.is_inference_mode_enabled()  # decoding into a cache
     product = direct_product() if plain else None
     made = []
     for layer in layers:

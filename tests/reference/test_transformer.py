@@ -540,16 +540,23 @@ def test_large_products_are_the_same_but_for_rounding(monkeypatch):
 
     monkeypatch.setattr(T, "direct_product", lambda: product and counted)
     prompts, ids = [[5, 6], [7], [8, 9, 10]], torch.arange(20)[None]
+
+    def both():
+        cached = model(ids, ids, model.new_cache(1, 20))
+        return cached, generate(model, prompts, max_new_tokens=30, stop_ids=[0], samples_per_prompt=4)
+
     with torch.no_grad():
-        logits, drawn = model(ids), generate(model, prompts, max_new_tokens=30, stop_ids=[0], samples_per_prompt=4)
+        logits, drawn = both()
     assert used or product is None
     monkeypatch.setattr(T, "direct_product", lambda: None)
     with torch.no_grad():
-        expected, again = model(ids), generate(model, prompts, max_new_tokens=30, stop_ids=[0], samples_per_prompt=4)
+        expected, again = both()
     assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
     assert torch.equal(drawn.samples.tokens, again.samples.tokens)
     used.clear()
     monkeypatch.setattr(T, "direct_product", lambda: product and counted)
     model.requires_grad_(True)
-    model(ids).sum().backward()  # what has a gradient goes another way
+    model(ids).sum().backward()  # what has a gradient goes another way, and so do whole texts
+    with torch.no_grad():
+        model(ids)
     assert not used and model.layers[0].mlp.up_proj.weight.grad.any()
