@@ -29,7 +29,7 @@ from toy import relay
 from toy.pretrain import CHECKPOINT
 
 FIT = FitConfig(batch=16, rate=0.05, schedule="constant", weight_decay=0.0, clip=1.0, save_every=2)
-CISPO = OperatorConfig(kinds=("trace",), low=0.1, high=0.1, alpha=0.0)
+CISPO = OperatorConfig(kinds=("trace",), low=0.1, high=0.25, alpha=0.0)
 
 # Rollouts of two calls: the response to a prompt, and the same response to another one
 TEXTS = [
@@ -375,3 +375,19 @@ def test_ordinary_rl_that_does_not_learn_would_be(seen):
         lead = rate(seen["arms"][name], "(4, 1)") - rate(seen["arms"]["ordinary"], "(4, 1)", "before")
         with pytest.raises(AssertionError):
             assert_ordinary_rl_is_not_beaten({"(4, 1)": {"all": [lead, lead, lead]}})
+
+
+def test_both_halves_are_trained_on_in_an_order_of_the_round(monkeypatch):
+    seen, update = [], Trainer.update
+
+    def listen(self, loss, rows):
+        seen.append(rows.tolist())
+        return update(self, loss, rows)
+
+    monkeypatch.setattr(Trainer, "update", listen)
+    config = OperatorConfig(rounds=2, prompts=2, group=8, pdr=PDRConfig((2,), "summary", 1, 12, 12))
+    speaker = TextModel.from_pretrained(CHECKPOINT)
+    operator_rl(speaker, ["1 + 1 + 1", "2 + 2 + 3"], lambda i, text: len(text) % 2 == 0, config, replace(FIT, batch=8))
+    first, second = ([row for rows in seen[at : at + 2] for row in rows] for at in (0, 2))
+    assert sorted(first) == sorted(second) == [*range(16)] and first != second
+    assert all(sum(row >= 8 for row in rows) == 4 for rows in seen)  # as many of each kind
