@@ -85,6 +85,11 @@ def number_of(text: str) -> str | None:
     return scaled(said, value_in(said, -1))
 
 
+def unwrapped(text: str) -> str:
+    r"""Without \text{} and the like around words."""
+    return re.sub(r"\\(?:text|math)[a-z]*\s*\{([^{}]*)\}", r"\1", text)
+
+
 def signed(text: str) -> str:
     """With every minus in front of a number as "-", and no currency behind it."""
     text = re.sub(r"\*\*(?!\d)|(?<!\d)\*\*", "", text)
@@ -171,14 +176,14 @@ def letter_of(text: str) -> str | None:
     if chosen := CHOSEN.findall(re.sub(r"\bnot\s+\(?[A-J]\b", "", said[-LONGEST:])):
         return next(filter(None, chosen[-1]))
     last = said.strip().rpartition("\n")[2]
-    alone = re.fullmatch(r"\W*([A-J])\W*|\W*\(([a-j])\)\W*", last) or re.match(r"\W*([A-J])[.)]\W*\s(?=\W*\S)()", last)
-    if not alone or (alone.re.pattern.endswith("()") and "\n" in said.strip()):
-        return None
-    return next(filter(None, alone.groups())).upper()
+    alone = re.fullmatch(r"\W*([A-J])\W*|\W*\(([a-j])\)\W*", last)
+    if alone is None and last == said.strip():  # "B. Paris", and nothing else
+        alone = re.match(r"\W*([A-J])[.)]\W*\s(?=\W*\S)", last)
+    return next(filter(None, alone.groups())).upper() if alone else None
 
 
 def one_letter(text: str, boxed: bool = False) -> str | None:
-    text = re.sub(r"\\(?:text|math)[a-z]*\s*\{([^{}]*)\}", r"\1", text).strip()
+    text = unwrapped(text).strip()
     match = LETTER.match(text)
     if match is None:
         return None
@@ -207,7 +212,7 @@ def truth_of(text: str) -> str | None:
         return None
     boxes, box = box_of(said)
     if boxes:
-        plain = re.sub(r"\\(?:text|math)[a-z]*\s*\{([^{}]*)\}", r"\1", box or "")
+        plain = unwrapped(box or "")
         found = re.fullmatch(r"[\s$*_]*(true|false)[\s.!$*_]*", plain, re.IGNORECASE)
         return found[1].capitalize() if found else None
     last = re.split(r"(?<=[.!?])\s+|\n", said.strip())[-1][-LONGEST:]

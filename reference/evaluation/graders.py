@@ -96,8 +96,10 @@ def code(limits: CodeLimits | None) -> Grader:
         program = find_program(after_thinking(text) or "", problem.begin)
         if program is None:
             return Verdict(False, None)
-        form = PRINTING if problem.stdin else LENDING if problem.header else "{source}"
-        source = form.format(source=program if form == "{source}" else repr(program), header=repr(problem.header))
+        source = program
+        if problem.stdin or problem.header:
+            form = PRINTING if problem.stdin else LENDING
+            source = form.format(source=repr(program), header=repr(problem.header))
         return Verdict(run_program(source, limits, problem.answer).right, program)
 
     return grade
