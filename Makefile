@@ -76,7 +76,7 @@ results-real: smollm2  ## draw and compute all results on it again, a family at 
 	for name in $(REAL); do $(RUN) -m figures compute $$name || exit 1; done
 
 bench: $(READY)  ## tokens per second, side by side with transformers
-	$(RUN) -m figures compute bench_decode bench_power bench_cost bench_limits
+	$(RUN) -m figures compute bench_real bench_decode bench_power bench_cost bench_limits
 
 toy: $(READY)  ## train the toy model from scratch (20 minutes on one core) and measure it
 	$(RUN) -m toy.pretrain

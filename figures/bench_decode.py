@@ -3,8 +3,6 @@
 toy     the shipped checkpoint, 500 requests whose response lengths are log-normal with the spread that language models
         show (coefficient of variation 0.8, mean 32, at most 100), 64 at a time. transformers decodes them in batches of
         64 in the same order, each batch to its longest; only the tokens asked for count.
-real    SmolLM2-135M (`make smollm2`), float32, prompts of 64 tokens: 40 new tokens at batch 1, 24 at batch 4 to 32; 64
-        requests of mixed lengths (as above, mean 16, at most 64), 32 at a time; and prompts alone, with one token each.
 0.5B    random weights in the shape of Qwen2.5-0.5B, prompts of 64 tokens: 40 new tokens at batch 1, 24 at batch 16, and
         24 requests of mixed lengths (as above, mean 16, at most 48), 8 at a time. float32 and bfloat16; where the
         processor lacks the latter it is emulated, a prompt of 64 takes 2.4 s whoever reads it, and batch 1 must do.
@@ -27,7 +25,7 @@ import numpy as np
 import torch
 
 from reference.sampling import generate
-from reference.transformer import Config, Transformer, find_folder
+from reference.transformer import Config, Transformer
 
 DEPENDS = (
     "reference/interface.py", "reference/sampling.py", "reference/engine", "reference/randomness.py",
@@ -101,23 +99,6 @@ def toy_race(runs: int) -> dict:
     return race(model, other, prompts, lengths, 64, runs)
 
 
-def real_races(runs: int) -> dict[str, dict]:
-    import transformers
-
-    model = Transformer.from_pretrained("smollm2", dtype=torch.float32)
-    other = transformers.AutoModelForCausalLM.from_pretrained(find_folder("smollm2"), dtype=torch.float32).eval()
-    other.generation_config.eos_token_id = None  # the lengths are given
-    prompts = torch.randint(0, model.vocab_size, (64, 64), generator=torch.Generator().manual_seed(0)).tolist()
-    races = {"batch 1": race(model, other, prompts[:1], [40], 1, runs)}
-    for batch in (4, 8, 16, 32):
-        races[f"batch {batch}"] = race(model, other, prompts[:batch], [24] * batch, batch, runs)
-    mixed = mixed_lengths(np.random.default_rng(0), 64, 16, 64)
-    races["32 at a time, mixed lengths"] = race(model, other, prompts, mixed, 32, runs)
-    for batch in (1, 32):
-        races[f"a token after each of {batch}"] = race(model, other, prompts[:batch], [1] * batch, batch, runs)
-    return races
-
-
 def half_billion_races(dtype: torch.dtype, runs: int) -> dict[str, dict]:
     import transformers
 
@@ -161,7 +142,6 @@ print(peak() - before, needed)
 
 def compute() -> dict:
     races = {"toy, 64 at a time, mixed lengths": toy_race(runs=5)}
-    races |= {f"SmolLM2-135M, {what}": kept for what, kept in real_races(runs=3).items()}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         races |= {f"0.5B {name}, {what}": kept for what, kept in half_billion_races(dtype, runs=3).items()}

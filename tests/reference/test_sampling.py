@@ -207,6 +207,26 @@ def test_inverse_cdf_says_which_numbers_draw_the_same():
     assert torch.equal(same, token[:, None] == token)
 
 
+@pytest.mark.parametrize("vocab", [4097, 49_152, 50_000])
+def test_many_ids_are_inverted_by_blocks(vocab):
+    """As by one cumulative sum in float64, but within float32 of an edge; the intervals of neighbours meet."""
+    law = (3 * torch.randn(1, vocab, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
+    law[:, 300:900] = -math.inf  # whole blocks without mass
+    law = law.log_softmax(-1)
+    cdf = law[0].double().exp().cumsum(0)
+    cdf = torch.cat((cdf.new_zeros(1), cdf / cdf[-1]))
+    edges = cdf[torch.arange(0, vocab, 97)].clamp(max=1 - 1e-6)
+    u = torch.cat((edges + 1e-6, torch.rand(300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)))
+    token, low, high = inverse_cdf(law.expand(len(u), -1), u)
+    assert ((low <= u) & (u < high)).all() and (law[0, token] > -math.inf).all()
+    assert torch.allclose(low, cdf[token], atol=1e-6) and torch.allclose(high, cdf[token + 1], atol=1e-6)
+    clear = ((u[:, None] - cdf).abs() > 1e-6).all(1)
+    assert clear.sum() > 100
+    assert torch.equal(token[clear], torch.searchsorted(cdf, u[clear], right=True) - 1)
+    after = inverse_cdf(law.expand(len(u), -1), (high + 1e-12).clamp(max=1 - 2**-53))[0]
+    assert ((after > token) | (high > 1 - 1e-12)).all()
+
+
 # -- the law of a response ---------------------------------------------------------------------------------------------
 
 
