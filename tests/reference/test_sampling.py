@@ -501,7 +501,7 @@ GOOD = {"prompts": [[1, 2]], "max_new_tokens": 3, "stop_ids": [0]}
         ({"prompts": []}, "no prompts were given"),
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
         ({"prompts": [[1], [2, 4]]}, r"prompt 1 has id 4, outside the model's vocabulary 0\.\.3"),
-        ({"prompts": [[-1]]}, "prompt 0 has id -1"),
+        ({"prompts": [[1, -1]]}, "prompt 0 has id -1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": [1, 2]}, "2 values of max_new_tokens for 1 prompts"),
         ({"max_new_tokens": 31}, r"prompt 0 has 2 tokens and max_new_tokens is 31: 33 in all, .* maximum of 32"),

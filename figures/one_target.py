@@ -1,0 +1,138 @@
+"""One target, many ways: how near to p^α each way comes, for what it costs to train and to answer.
+
+A world of 64 texts (`power_samplers.py`, "multimodal": low temperature is .37 from p^4), where all is exact:
+
+    samplers     power sampling, particles, look-ahead: TV from `power_samplers`; best-of-N: its exact distribution,
+                 which passes p^4 on its way to the arg max
+    learners     self-distillation, DPO, XPO and the policy gradient of J_β, β = 1/3, each a softmax with a parameter
+                 for every text, begun at p; mean TV over seeds, against the tokens that were drawn to learn from. An
+                 answer then costs one response.
+
+What is minimised: the frequencies of n draws from p^4 (power sampling of 200 steps); the regressions of 2412.01951 to
+their end, DPO's in closed form (a gradient descent from p moves each connected set of compared texts and nothing else);
+REINFORCE with a leave-one-out baseline, groups of 8, plain gradient steps. Beside it the toy model and SmolLM2-135M
+(products, as chat), where p^α is unknown: mean log p of the answers under the base, and accuracy, against decoded
+tokens for an answer. Numbers of `power_samplers`, `training_preference`, `real_samplers` and `real_training`, and
+self-distillation and policy gradient, which are learned here.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+
+from figures._style import BY_METHOD, GREY, tidy
+from figures.power_samplers import ALPHA, worlds
+from theory.best_of_n import best_of_n_law
+from theory.markov_chain import chain, total_variation, tv_curve
+from theory.power import power_law
+from toy.tabular import enumerate_law
+
+HERE = Path(__file__).resolve().parent
+READ = ("power_samplers", "training_preference", "real_samplers", "real_training")
+DEPENDS = (
+    "theory/best_of_n.py", "theory/markov_chain.py", "theory/suffix_mh.py", "theory/power.py", "toy/tabular.py",
+    *(f"figures/results/{name}.json" for name in READ), "figures/one_target.py",
+)  # fmt: skip
+WORLD, BETA, STEPS = "multimodal", 1 / (ALPHA - 1), 200  # steps of the chain whose answers are learned from
+SEEDS, GROUP, RATE, BONUS = 20, 8, 1.0, 0.01
+DRAWN = (1, 3, 10, 30, 100, 300, 1000, 3000)  # texts to learn from, pairs, rounds, groups
+NS = (1, 2, 4, 8, 16, 32, 64)
+Law = np.ndarray
+
+
+# -- learners: each yields a policy after so many draws, [64] ---------------------------------------------------------
+
+
+def distilled(base: Law, answers: Law, rng: np.random.Generator) -> Iterator[tuple[int, Law]]:
+    """Maximum likelihood on draws of a sampler's answers."""
+    texts = rng.choice(len(base), max(DRAWN), p=answers)
+    for n in DRAWN:
+        yield n, np.bincount(texts[:n], minlength=len(base)) / n
+
+
+def regressed(base: Law, _: Law, rng: np.random.Generator) -> Iterator[tuple[int, Law]]:
+    """DPO on base pairs: in each connected set of compared texts log π/p = r/β + c, where gradient descent keeps the sum
+    of its parameters; a text that was never compared keeps its parameter."""
+    pairs = rng.choice(len(base), (max(DRAWN), 2), p=base)
+    wanted = np.log(base) / BETA  # r/β
+    for n in DRAWN:
+        change, of = np.zeros(len(base)), np.arange(len(base))
+        for a, b in pairs[:n]:
+            of[of == of[b]] = of[a]
+        for each in np.unique(of):
+            here = of == each
+            if here.sum() > 1:
+                change[here] = wanted[here] - wanted[here].mean()
+        yield n, softmax(np.log(base) + change)
+
+
+def explored(base: Law, _: Law, rng: np.random.Generator) -> Iterator[tuple[int, Law]]:
+    """XPO, a pair a round: y from the policy, y' from the base, and the bonus on y'. No parameter goes further from
+    the base's than the rewards' range over β, or what was never compared would draw all mass."""
+    parameters, log_base, pairs = np.log(base), np.log(base), np.zeros((0, 2), dtype=int)
+    counts, reach = np.zeros(len(base)), np.ptp(log_base) / BETA  # counts: of y'
+    bounds = np.stack((log_base - reach, log_base + reach), 1)
+
+    def loss(theta: Law) -> tuple[float, Law]:
+        shift = BETA * (theta - log_base) - log_base  # β log π/p − r, up to a constant
+        off = shift[pairs[:, 0]] - shift[pairs[:, 1]]
+        slope = np.bincount(pairs[:, 0], 2 * BETA * off, len(base)) - np.bincount(pairs[:, 1], 2 * BETA * off, len(base))
+        logp = log_softmax(theta)
+        return float((off**2).sum() + BONUS * counts @ logp), slope + BONUS * (counts - counts.sum() * np.exp(logp))
+
+    for t in range(1, DRAWN[-2] + 1):
+        pair = rng.choice(len(base), p=softmax(parameters)), rng.choice(len(base), p=base)
+        pairs = np.vstack((pairs, pair))
+        counts[pair[1]] += 1
+        parameters = minimize(loss, parameters, jac=True, method="L-BFGS-B", bounds=bounds).x
+        if t in DRAWN:
+            yield t, softmax(parameters)
+
+
+def reinforced(base: Law, _: Law, rng: np.random.Generator) -> Iterator[tuple[int, Law]]:
+    """Steps along the gradient of J_β, from groups of responses whose rewards are compared with the others' mean."""
+    parameters, log_base = np.log(base), np.log(base)
+    for t in range(1, max(DRAWN) + 1):
+        policy = softmax(parameters)
+        drawn = rng.choice(len(base), GROUP, p=policy)
+        reward = log_base[drawn] - BETA * (np.log(policy[drawn]) - log_base[drawn])
+        advantage = (reward - reward.mean()) * GROUP / (GROUP - 1)
+        ahead = np.bincount(drawn, advantage, len(base)) - advantage.sum() * policy  # Σ A ∇log π
+        parameters = parameters + RATE * ahead / GROUP
+        if t in DRAWN:
+            yield t, softmax(parameters)
+
+
+LEARNERS: dict[str, Callable] = {
+    "self-distillation": distilled, "DPO": regressed, "XPO": explored, "policy gradient": reinforced,
+}  # fmt: skip
+
+
+def measure_world(read: dict[str, Any]) -> dict:
+    model, prompt, horizon = worlds()[WORLD]
+    _, logp, conditionals = enumerate_law(model, [prompt], horizon, [0])
+    base, target = np.exp(logp), power_law(logp, ALPHA)
+    steady = chain(conditionals, horizon=horizon, alpha=ALPHA, cut="record")
+    after = steady.initial @ np.linalg.matrix_power(steady.kernel, STEPS)
+    kept = read["power_samplers"]["worlds"][WORLD]
+    ways = {
+        name: [[row["decoded"], row.get("exact", row["tv"][0])] for row in kept["methods"][name].values()]
+        for name in ("low temperature", "power", "smc", "lookahead g")
+    }
+    length = kept["length"]
+    ways["best-of-N"] = [[n * length, total_variation(best_of_n_law(base, logp, n), target)] for n in NS]
+    each = {"self-distillation": kept["methods"]["power"][str(STEPS)]["decoded"], "DPO": 2 * length,
+            "XPO": 2 * length, "policy gradient": GROUP * length}  # fmt: skip
+    learned: dict[str, list[list[float]]] = {}
+    for name, learn in LEARNERS.items():
+        runs = [dict(learn(base, after, np.random.default_rng(seed))) for seed in range(SEEDS)]
+        far = {n: [total_variation(run[n], target) for run in runs] for n in runs[0]}
+        learned[name] = [[n * each[name], float(np.mean(tv)), float(np.std(tv))] for n, tv in far.items()]
+    return {"length": length, "base": total_variation(base, target), "samplers": ways, "learned": learned,
+            "sampler that is distilled": float(tv_curve(steady.initial, steady.kernel, target, STEPS)[STEPS])}  # fmt: skip
