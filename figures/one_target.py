@@ -82,7 +82,9 @@ def explored(base: Law, _: Law, rng: np.random.Generator) -> Iterator[tuple[int,
     def loss(theta: Law) -> tuple[float, Law]:
         shift = BETA * (theta - log_base) - log_base  # β log π/p − r, up to a constant
         off = shift[pairs[:, 0]] - shift[pairs[:, 1]]
-        slope = np.bincount(pairs[:, 0], 2 * BETA * off, len(base)) - np.bincount(pairs[:, 1], 2 * BETA * off, len(base))
+        slope = np.bincount(pairs[:, 0], 2 * BETA * off, len(base)) - np.bincount(
+            pairs[:, 1], 2 * BETA * off, len(base)
+        )
         logp = log_softmax(theta)
         return float((off**2).sum() + BONUS * counts @ logp), slope + BONUS * (counts - counts.sum() * np.exp(logp))
 

@@ -20,8 +20,10 @@ from reference.cli.asking import Asked, Grading
 from reference.evaluation.evaluate import until
 from reference.evaluation.formats import FORMATS, Problem, answer_of
 from reference.evaluation.graders import make_grader
-from reference.grpo import GRPOConfig, grpo
+from reference.grpo import GRPOConfig, RewardFunction, grpo
 from reference.interface import Samples
+from reference.policy_gradient import PolicyGradientConfig, policy_gradient
+from reference.power_distillation import PowerDistillationConfig, power_distill
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo_rounds
 from reference.self_verified_distillation import SVDConfig, self_verified_distillation
 from reference.sft_sharpening import SFTConfig, sft_sharpen
@@ -32,6 +34,7 @@ from reference.training.lora import LoRAConfig, add_lora
 from reference.training.run_folder import RunFolder, in_blocks
 
 GRPO_FIT = FitConfig(batch=1024, rate=1e-6, save_every=1)  # DeepSeekMath's; a round takes long to draw
+RL_FIT = FitConfig(batch=128, rate=1e-5, schedule="constant", weight_decay=0.0, clip=1.0, save_every=1)
 SVD_FIT = FitConfig(batch=64, rate=2e-5, schedule="cosine", clip=0.2)  # 2605.26132's, for 4B
 
 
@@ -90,6 +93,16 @@ class Forecast:
             each = f"{seconds / done:.2g} s for round {done} of {of}"
             self.tell("rounds", f"{each}; later ones, of more pairs, take longer")
 
+    def minimiser(self, log: dict[str, Any], fitting: FitConfig, state: Path) -> Callable[[Any, Any], Any]:
+        """minimise(loss, policy): `train`, which goes on from `state` and puts its log into `log`."""
+
+        def minimise(loss: Any, policy: Any) -> Any:
+            tuned = train(policy, loss, fitting, state=state, trainer=self.here.trainer, after=self.trained)
+            log.update(tuned.log)
+            return tuned.model
+
+        return minimise
+
     def trained(self, run: Trainer) -> None:
         """After each step, or round."""
         now, (step, at) = time.perf_counter(), self.first
@@ -108,17 +121,33 @@ def train_sft(asked: Asked, config: SFTConfig, fitting: FitConfig, training: Tra
     """
 
     def learn(here: Processes, state: Path) -> dict[str, Any]:
-        model, log = training.adapt(asked.speaker.model), {}
+        model, log = training.adapt(asked.speaker.model), dict[str, Any]()
         forecast = Forecast(here, len(asked.prompts) * config.n * config.max_new_tokens)
-
-        def minimise(loss: Any, policy: Any) -> Any:
-            tuned = train(policy, loss, fitting, state=state, trainer=here.trainer, after=forecast.trained)
-            log.update(tuned.log)
-            return tuned.model
-
-        sharp = sft_sharpen(model, model, asked.prompts, config, minimise=minimise,
+        sharp = sft_sharpen(model, model, asked.prompts, config, minimise=forecast.minimiser(log, fitting, state),
                             sample=in_blocks(sample, state.parent, after=forecast.drew), **asked.drawing)  # fmt: skip
         return {**log, "draws": sharp.chosen.draws.flatten().tolist(), "cost": asdict(sharp.cost)}
+
+    training.run(asked, learn, config=config, fitting=fitting)
+
+
+def train_power(asked: Asked, config: PowerDistillationConfig, fitting: FitConfig, training: Training) -> None:
+    """Power self-distillation: learn what power sampling draws (2605.04542).
+
+    Example: sharpen train power --file problems.txt --out runs/power -n 4 --steps 10 --no-lora --epochs 3 --rate 1e-3
+    Page: power_distillation, power_sampling
+    """
+
+    def learn(here: Processes, state: Path) -> dict[str, Any]:
+        model, log = training.adapt(asked.speaker.model), dict[str, Any]()
+        power = config.power
+        horizons = [min(power.block * (k + 1), power.max_new_tokens) for k in range(power.stages)]
+        most = power.max_new_tokens + power.steps * sum(horizons)
+        forecast = Forecast(here, len(asked.prompts) * config.n * most)
+        distilled = power_distill(
+            model, model, asked.prompts, config, minimise=forecast.minimiser(log, fitting, state),
+            sample=in_blocks(sample, state.parent, after=forecast.drew), **asked.drawing,
+        )  # fmt: skip
+        return {**log, "acceptance": distilled.drawn.acceptance, "cost": asdict(distilled.cost)}
 
     training.run(asked, learn, config=config, fitting=fitting)
 
@@ -131,15 +160,10 @@ def train_dpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Tr
     """
 
     def learn(here: Processes, state: Path) -> dict[str, Any]:
-        model, log = training.adapt(asked.speaker.model), {}  # its additions are 0 until trained: it is the base too
+        log = dict[str, Any]()
+        model = training.adapt(asked.speaker.model)  # its additions are 0 until trained: it is the base too
         forecast = Forecast(here, len(asked.prompts) * 2 * config.pairs * config.max_new_tokens)
-
-        def minimise(loss: Any, policy: Any) -> Any:
-            tuned = train(policy, loss, fitting, state=state, trainer=here.trainer, after=forecast.trained)
-            log.update(tuned.log)
-            return tuned.model
-
-        trained = dpo_sharpen(model, model, asked.prompts, config, minimise=minimise,
+        trained = dpo_sharpen(model, model, asked.prompts, config, minimise=forecast.minimiser(log, fitting, state),
                               sample=in_blocks(sample, state.parent, after=forecast.drew), **asked.drawing)  # fmt: skip
         return {**log, "cost": asdict(trained.cost)}
 
@@ -176,15 +200,8 @@ def train_xpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Tr
     training.run(asked, learn, config=config, fitting=fitting)
 
 
-def train_grpo(
-    asked: Asked, config: GRPOConfig, grading: Grading, training: Training, fitting: FitConfig = GRPO_FIT
-) -> None:
-    """GRPO, the RL baseline: the reward is a grader's, so the problems need answers (2402.03300).
-
-    `python -m toy.questions products > problems.jsonl` makes some for smollm2.
-    Example: sharpen train grpo --model smollm2 --file problems.jsonl --grader numeric --out runs/grpo --group 8
-    Page: grpo
-    """
+def graded(asked: Asked, grading: Grading) -> tuple[str, RewardFunction, str]:
+    """The grader's name, the reward by it of what is asked, and a digest of the answers. ValueError: no answers."""
     named = grading.grader or FORMATS[asked.input.format or "plain"].grader
     if named == "none":
         raise ValueError("grader 'none' judges nothing, so there is no reward; name another by --grader")
@@ -206,6 +223,21 @@ def train_grpo(
         return torch.tensor([[float(grade(problems[i], decode(one.tokens)).right) for one in own]
                              for i, own in zip(index, samples)])  # fmt: skip
 
+    answers = digest([[problem.answer, problem.begin, problem.grader] for problem in problems])
+    return named, reward, answers
+
+
+def train_grpo(
+    asked: Asked, config: GRPOConfig, grading: Grading, training: Training, fitting: FitConfig = GRPO_FIT
+) -> None:
+    """GRPO, the RL baseline: the reward is a grader's, so the problems need answers (2402.03300).
+
+    `python -m toy.questions products > problems.jsonl` makes some for smollm2.
+    Example: sharpen train grpo --model smollm2 --file problems.jsonl --grader numeric --out runs/grpo --group 8
+    Page: grpo
+    """
+    named, reward, answers = graded(asked, grading)
+
     def learn(here: Processes, state: Path) -> dict[str, Any]:
         speaker = asked.speaker
         forecast = Forecast(here, config.rounds * config.prompts * config.group * config.max_new_tokens)
@@ -215,7 +247,30 @@ def train_grpo(
         )  # fmt: skip
         return {**tuned.log, "cost": asdict(tuned.cost)}
 
-    answers = digest([[problem.answer, problem.begin, problem.grader] for problem in problems])
+    training.run(asked, learn, config=config, fitting=fitting, grader=named, answers=answers)
+
+
+def train_rl(
+    asked: Asked, config: PolicyGradientConfig, grading: Grading, training: Training, fitting: FitConfig = RL_FIT
+) -> None:
+    """The policy gradient of J_β, on-policy, with a leave-one-out baseline: by the model's own log p, or by a grader.
+
+    Each round draws --batch responses, --group to a prompt, and makes one step with them.
+    Example: sharpen train rl --file problems.txt --out runs/rl --reward self --beta 0.5 --no-lora --rate 1e-4
+    Page: policy_gradient
+    """
+    named, reward, answers = graded(asked, grading) if config.reward == "grader" else (None, None, None)
+    if grading.grader and reward is None:
+        raise ValueError(f"grader {grading.grader!r} judges nothing where --reward is self; drop one of them")
+
+    def learn(here: Processes, state: Path) -> dict[str, Any]:
+        forecast = Forecast(here, config.rounds * fitting.batch * config.max_new_tokens)
+        tuned = policy_gradient(
+            training.adapt(asked.speaker.model), asked.prompts, config, fitting, stop_ids=asked.speaker.stop_ids,
+            reward=reward, state=state, trainer=here.trainer, after=forecast.trained, slots=asked.slots,
+        )  # fmt: skip
+        return {**tuned.log, "cost": asdict(tuned.cost)}
+
     training.run(asked, learn, config=config, fitting=fitting, grader=named, answers=answers)
 
 

@@ -21,11 +21,12 @@ import torch.distributed as dist
 from reference.best_of_n import BestOfN
 from reference.checkpoints import write_whole
 from reference.interface import Cost, Generation, Samples
+from reference.power_sampling import PowerSamples
 from reference.text.identity import digest, first_difference, flat
 from reference.training.distributed import join
 
 BLOCK = 64  # prompts whose responses are drawn between two files
-SAFE: list[Any] = [BestOfN, Cost, Generation, Samples]
+SAFE: list[Any] = [BestOfN, Cost, Generation, PowerSamples, Samples]
 
 
 class RunFolder:
