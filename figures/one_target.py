@@ -12,30 +12,42 @@ What is minimised: the frequencies of n draws from p^4 (power sampling of 200 st
 their end, DPO's in closed form (a gradient descent from p moves each connected set of compared texts and nothing else);
 REINFORCE with a leave-one-out baseline, groups of 8, plain gradient steps. Beside it the toy model and SmolLM2-135M
 (products, as chat), where p^α is unknown: mean log p of the answers under the base, and accuracy, against decoded
-tokens for an answer. Numbers of `power_samplers`, `training_preference`, `real_samplers` and `real_training`, and
-self-distillation and policy gradient, which are learned here.
+tokens for an answer. Samplers there aim at p^4, DPO and XPO at p^3. Their numbers are those of `power_samplers`,
+`training_preference`, `real_power` and `real_training`; self-distillation and policy gradient are learned here, on the
+toy model from as many responses as the others there (p^3, three seeds), on the real one from 109 questions (p^4, one
+seed; settings fixed before anything was trained).
 """
 
+import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from figures._style import BY_METHOD, GREY, tidy
+from figures import _real as R
+from figures import _training as T
 from figures.power_samplers import ALPHA, worlds
+from figures.real_training import ALL, FAMILY, FIT, MEASURED, measure
+from reference.interface import Cost
+from reference.policy_gradient import PolicyGradientConfig, policy_gradient
+from reference.power_distillation import PowerDistillationConfig, power_distill
+from reference.power_sampling import PowerConfig
+from reference.training.loop import Batches, FitConfig
+from reference.training.lora import LoRAConfig, add_lora
 from theory.best_of_n import best_of_n_law
-from theory.markov_chain import chain, total_variation, tv_curve
+from theory.markov_chain import chain, total_variation
 from theory.power import power_law
 from toy.tabular import enumerate_law
 
 HERE = Path(__file__).resolve().parent
-READ = ("power_samplers", "training_preference", "real_samplers", "real_training")
+READ = ("power_samplers", "training_preference", "real_power", "real_training")
 DEPENDS = (
+    *R.DEPENDS, *T.DEPENDS, "reference/power_distillation.py", "reference/policy_gradient.py", "reference/training",
     "theory/best_of_n.py", "theory/markov_chain.py", "theory/suffix_mh.py", "theory/power.py", "toy/tabular.py",
     *(f"figures/results/{name}.json" for name in READ), "figures/one_target.py",
 )  # fmt: skip
@@ -57,8 +69,8 @@ def distilled(base: Law, answers: Law, rng: np.random.Generator) -> Iterator[tup
 
 
 def regressed(base: Law, _: Law, rng: np.random.Generator) -> Iterator[tuple[int, Law]]:
-    """DPO on base pairs: in each connected set of compared texts log π/p = r/β + c, where gradient descent keeps the sum
-    of its parameters; a text that was never compared keeps its parameter."""
+    """DPO on base pairs: in each connected set of compared texts log π/p = r/β + c, where gradient descent keeps the
+    sum of its parameters; a text that was never compared keeps its parameter."""
     pairs = rng.choice(len(base), (max(DRAWN), 2), p=base)
     wanted = np.log(base) / BETA  # r/β
     for n in DRAWN:
@@ -137,4 +149,75 @@ def measure_world(read: dict[str, Any]) -> dict:
         far = {n: [total_variation(run[n], target) for run in runs] for n in runs[0]}
         learned[name] = [[n * each[name], float(np.mean(tv)), float(np.std(tv))] for n, tv in far.items()]
     return {"length": length, "base": total_variation(base, target), "samplers": ways, "learned": learned,
-            "sampler that is distilled": float(tv_curve(steady.initial, steady.kernel, target, STEPS)[STEPS])}  # fmt: skip
+            "sampler that is distilled": total_variation(after, target)}  # fmt: skip
+
+
+# -- the toy model, and a real one ------------------------------------------------------------------------------------
+
+TOY_POWER = PowerDistillationConfig(T.DRAWS, PowerConfig(3.0, block=T.HORIZON, steps=100, max_new_tokens=T.HORIZON))
+TOY_CLIMB = PolicyGradientConfig(beta=0.5, rounds=32, group=8, max_new_tokens=T.HORIZON)
+REAL_POWER = PowerDistillationConfig(2, PowerConfig(ALPHA, block=8, steps=10, max_new_tokens=R.HORIZON))
+REAL_CLIMB = PolicyGradientConfig(beta=BETA, rounds=20, group=8, max_new_tokens=R.HORIZON)
+REAL_FIT = FitConfig(batch=64, micro=16, rate=1e-4, clip=1.0, weight_decay=0.0, schedule="constant")
+LEARNED = ("self-distillation", "policy gradient")
+
+
+def toy_learner(name: str, world: T.World) -> tuple[Any, Cost]:
+    base, prompts = world.speaker.model, world.prompts(world.learned)
+    if name == "self-distillation":
+        minimise = Batches(replace(T.FIT, seed=world.seed))
+        out = power_distill(base, base, prompts, TOY_POWER, minimise=minimise, **T.common(world))
+        return out.policy, out.drawn.cost
+    fit = replace(T.REINFORCE, seed=world.seed)
+    climbed = policy_gradient(copy.deepcopy(base), prompts, replace(TOY_CLIMB, seed=world.seed), fit,
+                              stop_ids=world.speaker.stop_ids, slots=T.SLOTS)  # fmt: skip
+    return climbed.model, climbed.cost
+
+
+def measure_toy() -> dict:
+    found: dict[str, dict] = {}
+    seeds = T.worlds(T.FEWER, T.HELDOUT)
+    for name in LEARNED:
+        right, logp, tokens = [], [], []
+        for world in seeds:
+            model, cost = toy_learner(name, world)
+            samples = world.sample(T.SAMPLES, model)
+            right.append(world.right(samples).mean())
+            logp.append(world.base_logp(samples).mean())
+            tokens.append(cost.decoded_tokens)
+        found[name] = {"accuracy": float(np.mean(right)), "seeds": list(map(float, right)),
+                       "logp": float(np.mean(logp)), "tokens": float(np.mean(tokens))}  # fmt: skip
+    samples = [world.sample(T.SAMPLES) for world in seeds]
+    found["length"] = {"tokens": float(np.mean([each.lengths.double().mean() for each in samples]))}
+    return found
+
+
+def measure_real() -> dict:
+    base, found = R.speaker(), {}
+    asked = R.Asked(base, FAMILY, "chat", ALL)
+    asked.questions = asked.questions[MEASURED:]  # those that are not measured on
+    common: dict[str, Any] = {"stop_ids": asked.stop_ids, "slots": R.SLOTS}
+
+    def distil() -> Any:
+        policy = add_lora(copy.deepcopy(base.model), LoRAConfig())
+        return power_distill(base.model, policy, asked.prompts, REAL_POWER, minimise=Batches(FIT), seed=R.SEED,
+                             keys=[question.id for question in asked.questions], **common).policy  # fmt: skip
+
+    def climb() -> Any:
+        policy = add_lora(copy.deepcopy(base.model), LoRAConfig())
+        return policy_gradient(policy, asked.prompts, REAL_CLIMB, REAL_FIT, **common).model
+
+    for name, learn, depends in zip(LEARNED, (distil, climb), ((REAL_POWER, FIT), (REAL_CLIMB, REAL_FIT))):
+        model = R.trained(f"{name}-chat".replace(" ", "-"), (FAMILY, depends), learn, base.model)
+        found[name] = measure(name, base, model, "chat")
+    return {"took": R.took(), **found}
+
+
+def compute() -> dict:
+    read = {name: json.loads((HERE / "results" / f"{name}.json").read_text()) for name in READ}
+    return {"alpha": ALPHA, "world": measure_world(read), "toy": measure_toy(), "real": measure_real(),
+            "read": {"toy samplers": read["power_samplers"]["toy"]["methods"],
+                     "toy learners": {"base": read["training_preference"]["logp"],
+                                      **read["training_preference"]["ways"]},
+                     "real samplers": read["real_power"]["cells"][FAMILY]["chat"]["methods"],
+                     "real learners": read["real_training"]["forms"]["chat"]}}  # fmt: skip

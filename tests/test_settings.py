@@ -29,6 +29,8 @@ from reference.multiple_try import MultipleTryConfig, multiple_try
 from reference.operator_rl import OperatorConfig, operator_rl
 from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.parallel_tempering import TemperingConfig, parallel_tempering
+from reference.policy_gradient import PolicyGradientConfig, policy_gradient
+from reference.power_distillation import PowerDistillationConfig, power_distill
 from reference.power_sampling import PowerConfig, power_sample
 from reference.power_smc import SMCConfig, power_smc
 from reference.rlhf_sharpening import RLHFConfig, xpo
@@ -153,6 +155,24 @@ def reinforced(config: GRPOConfig) -> Any:
     return found.log, found.cost
 
 
+def climbed(config: PolicyGradientConfig) -> Any:
+    """A grader's reward is the length."""
+    fitting = FitConfig(batch=8, rate=0.01, schedule="constant", clip=1.0)
+    reward = (lambda _, samples: samples.lengths.double()) if config.reward == "grader" else None
+    found = policy_gradient(speaker().model, [[3, 4], [5], [6, 3]], config, fitting, stop_ids=[0], reward=reward)
+    return found.log, found.cost
+
+
+def learned_from_chains(config: PowerDistillationConfig) -> Any:
+    losses = []
+
+    def minimise(loss: Any, policy: Any) -> Any:
+        losses.append(float(loss(policy)))
+        return policy
+
+    return losses, power_distill(table(), table(), PROMPTS, config, stop_ids=STOPS, minimise=minimise).cost
+
+
 def operated(config: OperatorConfig) -> Any:
     fitting = FitConfig(batch=8, rate=0.01, schedule="constant", clip=1.0)
     found = operator_rl(speaker(), [*QUESTIONS, "1 + 1 + 1"], lambda i, text: len(text) % 2 == 0, config, fitting)
@@ -182,6 +202,7 @@ def by_command(function: Callable[..., Any]) -> Callable[[Any], Any]:
     return run
 
 
+FEW_STEPS = PowerConfig(block=2, steps=2, max_new_tokens=4)
 CHAINS = {"alpha": 4.0, "block": 3, "steps": 6, "max_new_tokens": 9}
 OF_CHAINS = {
     "alpha": 1.0, "proposal_temperature": 1.0, "block": 9, "steps": 3, "max_new_tokens": 5, "cut": "horizon",
@@ -229,6 +250,11 @@ TABLE: dict[type, Row] = {
     GRPOConfig: Row({"rounds": 2, "prompts": 2, "group": 4, "passes": 2, "max_new_tokens": 6}, reinforced,
                     {"rounds": 3, "prompts": 1, "group": 6, "passes": 3, "clip": 0.001, "beta": 5.0,
                      "max_new_tokens": 3, "seed": 1}),
+    PolicyGradientConfig: Row({"rounds": 2, "group": 4, "max_new_tokens": 6}, climbed,
+                              {"reward": "grader", "beta": 2.0, "rounds": 3, "group": 2, "max_new_tokens": 3,
+                               "seed": 1}),
+    PowerDistillationConfig: Row({"n": 2, "power": FEW_STEPS}, learned_from_chains,
+                                 {"n": 3, "power": dataclasses.replace(FEW_STEPS, alpha=1.0)}),
     OperatorConfig: Row({"rounds": 2, "prompts": 2, "group": 4, "passes": 2, "pdr": ROUND}, operated,
                         {"rounds": 1, "prompts": 4, "group": 6, "kinds": ("trace",), "carries": "all",
                          "pdr": dataclasses.replace(ROUND, drafts=(3,)), "passes": 3, "low": 0.001, "high": 0.001,

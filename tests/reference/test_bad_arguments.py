@@ -20,6 +20,8 @@ from reference.multiple_try import MultipleTryConfig, multiple_try
 from reference.operator_rl import OperatorConfig
 from reference.parallel_distill_refine import PDRConfig
 from reference.parallel_tempering import TemperingConfig, parallel_tempering
+from reference.policy_gradient import PolicyGradientConfig
+from reference.power_distillation import PowerDistillationConfig
 from reference.power_sampling import PowerConfig, power_sample
 from reference.power_smc import SMCConfig, power_smc
 from reference.rlhf_sharpening import RLHFConfig, dpo_sharpen, xpo
@@ -49,7 +51,10 @@ SAMPLERS = {
 LEARNERS = {
     sft_sharpen: (SFTConfig, {"n": 2, **FEW}), dpo_sharpen: (RLHFConfig, FEW), xpo: (RLHFConfig, {"rounds": 2, **FEW}),
 }  # fmt: skip
-ALONE = (FitConfig, LoRAConfig, SVDConfig, CascadeConfig, PDRConfig, GRPOConfig, OperatorConfig)
+ALONE = (
+    FitConfig, LoRAConfig, SVDConfig, CascadeConfig, PDRConfig, GRPOConfig, OperatorConfig, PolicyGradientConfig,
+    PowerDistillationConfig,
+)  # fmt: skip
 ARGUMENTS = {"prompts": [[1], [2, 1]], "stop_ids": [0], "seed": 0, "keys": None, "slots": None, "samples_per_prompt": 1}
 
 

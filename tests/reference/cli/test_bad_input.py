@@ -266,6 +266,7 @@ TRAIN = ("--file", "problems.jsonl", *SMALL, "--epochs", "1", "--out", "run")
 GIVEN = {  # what a command needs, and what keeps it short
     "train sft": (*TRAIN, "-n", "1"), "train dpo": TRAIN, "train xpo": (*TRAIN, "--rounds", "1"),
     "train grpo": (*TRAIN, "--rounds", "1", "--group", "2", "--prompts", "1", "--grader", "numeric"),
+    "train power": (*TRAIN, "-n", "1", "--steps", "1"), "train rl": (*TRAIN, "--rounds", "1", "--batch", "8"),
     "train svd": (*TRAIN, "--votes", "1", "-n", "1"), "report": ("results.jsonl",), "info": (),
     "evaluate": ("sample", "--task", "problems.jsonl", "--grader", "numeric", "--out", "run", *SMALL),
     "score": ("--file", "scored.jsonl"),
