@@ -93,7 +93,7 @@ def test_where_it_is_tight(alpha, measured):
 def test_an_estimate_of_z_is_enough(measured):
     """Pr[Z < ρ Ẑ] ≤ ρ for Ẑ of two particles, over all pairs; the claim P18 has E Ẑ = Z for every cloud."""
     nearest = 0.0
-    for world, own, z, _ in cases("horizon"):
+    for _world, own, z, _ in cases("horizon"):
         q, weight = own.initial, np.exp(z) * own.target / own.initial
         pairs, chance = (weight[:, None] + weight) / 2, np.outer(q, q)
         assert (pairs * chance).sum() == pytest.approx(np.exp(z))
