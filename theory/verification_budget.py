@@ -65,7 +65,7 @@ def excess(judge: Judge) -> float:
 def moments(judge: Judge, most: int) -> Array:
     """E[Q^v], v = 1 .. most, [most], by the chance of another yes after v: (m + v r)/(1 + v r)."""
     v, r = np.arange(most), excess(judge)
-    return np.cumprod((judge[0] + v * r) / (1 + v * r))
+    return np.asarray(np.cumprod((judge[0] + v * r) / (1 + v * r)), dtype=np.float64)
 
 
 def another_vote(right: Judge, wrong: Judge, votes: ArrayLike) -> Array:
