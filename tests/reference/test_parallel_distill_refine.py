@@ -700,10 +700,11 @@ def null_world(name):
 
 
 def assert_no_better_than_voting(found, measured=ignore):
-    """At most 5 points above the majority of as many drafts as its tokens buy."""
-    for schedule, (lead, *_) in found["minus majority"].items():
-        measured(f"lead over the majority of its tokens in a null world, {schedule}", lead, 0.05)
-        assert lead <= 0.05
+    """Less than 5 points above the majority of as many drafts as its tokens buy: half of what D4 asks of it where
+    distillers verify; one-sided tests at 5 %."""
+    for schedule, (lead, low, high) in found["minus majority"].items():
+        end = assert_equivalent(lead, (high - low) / 3.92, margin=(-np.inf, 0.05))
+        measured(f"lead over the majority of its tokens in a null world, {schedule}, end of its interval", *end)
 
 
 @pytest.mark.claim("D4")
@@ -714,8 +715,15 @@ def test_without_verifiers_refinement_is_voting(name, measured):
 
 @pytest.mark.claim("D4")
 def test_with_verifiers_refinement_is_more():
-    with pytest.raises(AssertionError):
-        assert_no_better_than_voting(null_world("relay"))
+    """And so would be null worlds with a lead of 5 points."""
+    found = [null_world("relay")]
+    for name in ("plurality", "careless"):
+        leads = null_world(name)["minus majority"]
+        found += [{"minus majority": {how: [0.05, 0.05 - (lead - low), 0.05 + (high - lead)]}}
+                  for how, (lead, low, high) in leads.items()]  # fmt: skip
+    for each in found:
+        with pytest.raises(AssertionError):
+            assert_no_better_than_voting(each)
 
 
 def test_misguided_verifiers_harm_on_hard_problems():
