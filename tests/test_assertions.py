@@ -15,6 +15,7 @@ from tests.assertions import (
     assert_categorical,
     assert_cdf,
     assert_close,
+    assert_equivalent,
     assert_frequency,
     assert_mean,
     assert_same_samples,
@@ -347,6 +348,44 @@ def test_message_says_what_was_seen(name: str, capsys: pytest.CaptureFixture[str
 def test_impossible_input_is_a_value_error(call: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="assert_"):
         call()
+
+
+# Equivalence
+
+
+@pytest.mark.parametrize("freedom", [2, 30, np.inf])
+def test_equivalence_has_its_declared_error(freedom: float) -> None:
+    """At a true difference of the margin it passes with probability at most alpha, nearly alpha where the margin is
+    many standard errors; at 0 it then passes nearly always. By quadrature over the estimate and its error."""
+    error, alpha = 0.1, 0.05
+    scales = np.sqrt(stats.chi2.ppf((np.arange(50) + 0.5) / 50, freedom) / freedom) if freedom < np.inf else [1.0]
+    points = stats.norm.ppf((np.arange(400) + 0.5) / 400)
+
+    def passes(truth: float) -> float:
+        def one(difference: float, found: float) -> bool:
+            try:
+                assert_equivalent(difference, found, margin=1.5, alpha=alpha, freedom=freedom)
+            except AssertionError:
+                return False
+            return True
+
+        return float(np.mean([one(truth + error * x, error * s) for s in scales for x in points]))
+
+    assert 0.8 * alpha < passes(1.5) < 1.06 * alpha and 0.8 * alpha < passes(-1.5) < 1.06 * alpha
+    assert passes(0.0) > 0.999
+
+
+def test_equivalence_is_one_sided_where_asked_and_says_which_end_is_near() -> None:
+    assert assert_equivalent(0.2, 0.1, margin=(-0.1, np.inf))[1] == 0.1  # better by any amount is no worse
+    end, margin = assert_equivalent(-0.02, 0.1, margin=(-0.2, 0.5))
+    assert margin == 0.2 and end == pytest.approx(0.02 + 0.1 * stats.norm.isf(0.05))
+    for difference, error, low, high in ((0.1, 0.1, -0.2, 0.2), (-0.1, 0.1, -0.1, np.inf), (0.0, 1.0, -1, 1)):
+        with pytest.raises(AssertionError, match="reaches"):
+            assert_equivalent(difference, error, margin=(low, high))
+    for bad in (lambda: assert_equivalent(0, 0, margin=1), lambda: assert_equivalent(0, 1, margin=-1),
+                lambda: assert_equivalent(0, 1, margin=(-np.inf, np.inf))):  # fmt: skip
+        with pytest.raises(ValueError, match="low < 0 < high"):
+            bad()
 
 
 # What was computed in two batches

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from figures.__main__ import RESULTS
-from figures._distillation import NULL, NULL_RESULTS
+from figures._distillation import FEWER, NULL, NULL_RESULTS, PROBE
+from tests.assertions import MARGIN, assert_equivalent
 
 ALONE = ("cycle alone", "facts alone", "correct alone")
+STAGES = ("cycle", "facts", "correct")
 
 
 def read(name):
@@ -59,21 +61,27 @@ def test_other_filters_do_not(result):
             assert_distilled(result["rows"][name], result["base"])
 
 
-def assert_unmoved(row, base):
+def assert_unmoved(row, base, measured=lambda *_: None):
+    """The gain is less than MARGIN either way, by two one-sided t-tests over the seeds."""
     gain, error = by_seed(row, base)
-    assert abs(gain) <= 3 * error
+    end = assert_equivalent(gain, error, margin=MARGIN, freedom=len(base["seeds"]) - 1)
+    measured("|gain without a filter|, end of the 90 % interval", *end)
 
 
 @pytest.mark.claim("V15")
-def test_without_a_filter_nothing_is_gained(result):
-    assert_unmoved(result["rows"]["no filter"], result["base"])
-    assert result["rows"]["no filter"]["gain"][0] < 0.03
+def test_without_a_filter_nothing_is_gained(result, measured):
+    """It is not nothing: over problems, training's chance aside, it is four standard errors."""
+    assert_unmoved(result["rows"]["no filter"], result["base"], measured)
+    gain, error = result["rows"]["no filter"]["gain"]
+    assert gain > 3 * error
 
 
 @pytest.mark.claim("V15")
 def test_with_one_something_is(result):
-    with pytest.raises(AssertionError):
-        assert_unmoved(result["rows"]["cycle alone"], result["base"])
+    seeds = np.array(result["rows"]["no filter"]["seeds"])
+    for row in (result["rows"]["cycle alone"], {"seeds": seeds + MARGIN}, {"seeds": seeds - MARGIN}):
+        with pytest.raises(AssertionError):
+            assert_unmoved(row, result["base"])
 
 
 def assert_order(row, names):
@@ -116,32 +124,73 @@ def test_more_candidates_cover_more_and_more_votes_less(result):
 # Rounds
 
 
-def assert_no_drift(places):
-    """From round to round each stage accepts right drafts as often as the base's judge did, and wrong ones no more
-    often, within the intervals; and coverage does not fall."""
+# What the rounds exclude: that a later judge accepts so much less of the right drafts, or more of the wrong ones, than
+# the base's, or that coverage falls so much in a round. No margin: MARGIN was, and most numbers do not reach it.
+EXCLUDED = {"right": 0.056, "wrong": 0.079, "coverage": 0.059}
+
+
+def changes(places, what):
+    """(change, standard error) of the share of right drafts accepted by each stage in each round, or of wrong ones
+    rejected, against the base's judge; or of coverage against the round before. All for the better if positive.
+
+    Both shares are of the same drafts (or questions), and how they correlate was not kept: the standard errors are
+    added, which is the most that of the difference can be."""
+
+    def change(before, after, n):
+        return after - before, sum((p * (1 - p) / n) ** 0.5 for p in (before, after))
+
     base, *later = places
-    for place in later:
-        for stage, rates in place["judge"].items():
-            assert rates["right"][2] >= base["judge"][stage]["right"][1]
-            assert rates["wrong"][1] <= base["judge"][stage]["wrong"][2]
-    for earlier, place in pairwise(later):
-        assert place["coverage"][2] >= earlier["coverage"][1]
+    n, sign = 3 * PROBE, 1 if what == "right" else -1
+    if what == "coverage":
+        return [change(a["coverage"][0], b["coverage"][0], 3 * FEWER) for a, b in pairwise(later)]
+    found = [change(base["judge"][stage][what][0], rates[what][0], n)
+             for place in later for stage, rates in place["judge"].items()]  # fmt: skip
+    return [(sign * difference, error) for difference, error in found]
+
+
+def assert_no_drift(places, margins, measured=lambda *_: None):
+    """No change for the worse by the margin or more: one-sided tests at 5 % each, over drafts or questions."""
+    for what, margin in margins.items():
+        for change, error in changes(places, what):
+            measured(f"{what}: worst change not excluded", *assert_equivalent(change, error, margin=(-margin, np.inf)))
 
 
 @pytest.mark.claim("V17")
-def test_judges_do_not_forget_here(rounds):
+def test_judges_do_not_forget_here(rounds, measured):
     """The notes' prototype forgot question inference after learning the author's role; this model does not."""
     for places in rounds.values():
-        assert_no_drift(places)
+        assert_no_drift(places, EXCLUDED, measured)
+    for mode in ("live", "frozen"):
+        assert_no_drift(rounds[mode], {"right": MARGIN}, measured)
 
 
 @pytest.mark.claim("V17")
 def test_a_judge_that_forgets_is_seen(rounds):
-    """The prototype's fall of the cycle stage, .99 to .54, by the same assertion."""
-    forgetful = json.loads(json.dumps(rounds["live"]))
-    forgetful[1]["judge"]["cycle"]["right"] = [0.535, 0.49, 0.58]
+    """The prototype's fall of the cycle stage, .99 to .54, and any of what the rounds are said to exclude, by the same
+    assertion."""
+
+    def changed(what, by, stage="cycle"):
+        places = json.loads(json.dumps(rounds["live"]))
+        if what == "coverage":
+            places[2][what][0] = places[1][what][0] + by
+        else:
+            places[1]["judge"][stage][what][0] = places[0]["judge"][stage][what][0] + by
+        return places
+
+    for places in (changed("right", 0.535 - 0.988), *(changed("right", -EXCLUDED["right"], s) for s in STAGES),
+                   *(changed("wrong", EXCLUDED["wrong"], s) for s in STAGES),
+                   changed("coverage", -EXCLUDED["coverage"])):  # fmt: skip
+        with pytest.raises(AssertionError):
+            assert_no_drift(places, EXCLUDED)
+
+
+@pytest.mark.claim("V17")
+@pytest.mark.parametrize("what", EXCLUDED)
+def test_a_drift_of_the_margin_is_not_excluded(rounds, what):
+    """With 450 drafts and 600 questions one cannot say that judges are as good as before to within 3 points."""
     with pytest.raises(AssertionError):
-        assert_no_drift(forgetful)
+        for places in rounds.values():
+            assert_no_drift(places, {what: MARGIN})
 
 
 def assert_judge_improves(first, last):

@@ -322,6 +322,7 @@ def test_budgets_of_the_prototype(measured: Measured) -> None:
         measured("B_seq", found[0], expected[0])
         assert found == expected
     assert ref.budgets((1, 1), [5, 6, 7], [0, 0]) == (18, 18)  # sequential refinement
+    assert ref.budgets((3, 2), [5, 7, 11], [13, 17]) == (53, 53 + 2 * 5 + 7)  # every number once
 
 
 @pytest.mark.parametrize(
