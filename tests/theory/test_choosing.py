@@ -1,0 +1,211 @@
+"""What helps to choose: best-of-N beside p^α (T38), the gap of independent tokens (P35), blocks of equal cost (P36)."""
+
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from theory import choosing as C
+from theory.best_of_n import best_of_n_law, kl, kl_bound
+from theory.markov_chain import chain, total_variation
+from theory.power import GeometricLM, power_law
+from toy.tabular import TabularLM, enumerate_law
+
+# --- Best-of-N and p^α at equal divergence ---------------------------------------------------------------------------
+
+
+def laws():
+    """log p [n]: many sizes and spreads, ties among them."""
+    rng = np.random.default_rng(0)
+    for n, spread in product((2, 5, 40, 400), (0.1, 0.5, 1.0, 3.0)):
+        logp = spread * rng.normal(size=n)
+        logp[: n // 4] = logp[0]
+        yield logp - np.log(np.exp(logp).sum())
+
+
+def assert_excess(logp, n, alpha_of=C.matched_alpha):
+    """KL's are equal, E log p of p^α is ahead by KL(π_N ‖ p^α)/(α−1), and TV is below Pinsker's bound."""
+    base, best = np.exp(logp), best_of_n_law(np.exp(logp), logp, n)
+    alpha = alpha_of(logp, kl(best, base))
+    target = power_law(logp, alpha)
+    ahead, apart = C.excess(best, logp, alpha), kl(best, target)
+    assert abs(kl(target, base) - kl(best, base)) < 1e-9
+    assert abs(ahead - apart / (alpha - 1)) < 1e-9 * max(1, ahead)
+    far = total_variation(best, target)
+    assert ahead >= -1e-12 and far**2 <= apart / 2 + 1e-12
+    return alpha, ahead, far, far / np.sqrt(max(apart, 1e-300) / 2)
+
+
+@pytest.mark.claim("T38")
+def test_best_of_n_is_behind_at_equal_divergence(measured):
+    rows = [assert_excess(logp, n) for logp in laws() for n in (2, 4, 16)]
+    measured("TV / Pinsker's bound", max(row[3] for row in rows if row[2] > 1e-6), 1)
+    farthest = max(row[2] for row in rows)
+    measured("TV of best-of-N and p^α of its KL, greatest", farthest, 0.3)
+    assert 0.1 < farthest < 0.3 and max(row[3] for row in rows if row[2] > 1e-6) > 0.8
+
+
+@pytest.mark.claim("T38")
+def test_who_wins_more_often(measured):
+    """Neither always: the difference of the two win rates against the base has both signs, and stays small."""
+    ahead = []
+    for logp, n in product(laws(), (2, 4, 16)):
+        base, best = np.exp(logp), best_of_n_law(np.exp(logp), logp, n)
+        target = power_law(logp, C.matched_alpha(logp, kl(best, base)))
+        rates = C.win_rate(best, base, logp), C.win_rate(target, base, logp)
+        ahead.append(rates[0] - rates[1])
+        assert rates[0] <= n / (n + 1) + 1e-12
+    measured("win rate of best-of-N − that of p^α, least", min(ahead), 0)
+    measured("the same, greatest", max(ahead), 0.1)
+    assert -0.02 < min(ahead) < -0.005 and 0.01 < max(ahead) < 0.1
+    fine = 1e-5 * np.arange(4000)  # nearly even, without ties
+    fine -= np.log(np.exp(fine).sum())
+    assert abs(C.win_rate(best_of_n_law(np.exp(fine), fine, 4), np.exp(fine), fine) - 4 / 5) < 1e-3
+
+
+@pytest.mark.claim("T38")
+@pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
+def test_which_n_replaces_which_alpha(spread, measured):
+    """Rewards that are normal with this spread under the base, on a grid: KL, the α of each N, and win rates."""
+    x = np.linspace(-9, 9, 40_001)
+    base = np.exp(-(x**2) / 2)
+    base /= base.sum()
+    for n, alpha in ((2, 1 + 0.6215 / spread), (4, 1 + 1.1280 / spread), (16, 1 + 1.9158 / spread)):
+        assert C.normal_alpha(n, spread) == pytest.approx(alpha, abs=1e-4 / spread)
+        tilted = base * np.exp((alpha - 1) * spread * x)  # p^α by p, the rest of log p being even
+        tilted /= tilted.sum()
+        off = abs(kl(tilted, base) - kl_bound(n))
+        measured(f"KL of p^α − KL of best of {n}, spread {spread:g}", off, 1e-3)
+        assert off < 1e-3
+        won = C.win_rate(tilted[::20] / tilted[::20].sum(), base[::20] / base[::20].sum(), x[::20])
+        assert won == pytest.approx(C.normal_win_rate(alpha, spread), abs=1e-3)
+        assert (won > n / (n + 1)) == (n == 2)
+
+
+@pytest.mark.claim("T38")
+def test_equal_divergence_mutants():
+    logp = next(law for law in laws() if len(law) == 40)
+    for wrong in (lambda logp, d: 1.5 * C.matched_alpha(logp, d), lambda logp, d: C.matched_alpha(logp, d / 2)):
+        with pytest.raises(AssertionError):
+            assert_excess(logp, 4, wrong)
+
+
+def test_a_divergence_that_no_alpha_has():
+    with pytest.raises(ValueError, match="stays below 1"):
+        C.matched_alpha(np.log([0.5, 0.5]), 1.0)
+
+
+# --- The gap of independent tokens -----------------------------------------------------------------------------------
+
+
+def assert_gap(model: GeometricLM, alpha: float, horizon: int, gap=C.geometric_gap) -> float:
+    table = TabularLM.iid([model.stop, *[(1 - model.stop) / model.others] * model.others], torch.float64)
+    conditionals = enumerate_law(table, [1], horizon, [0])[2]
+    kernel = chain(conditionals, horizon=horizon, alpha=alpha, cut="horizon").kernel
+    found = 1 - np.sort(np.linalg.eigvals(kernel).real)[-2]
+    assert abs(found - gap(model, alpha, horizon)) < 1e-10
+    return found
+
+
+MODELS = [GeometricLM(e, v) for e, v in ((0.05, 2), (0.3, 1), (0.2, 3), (0.6, 2), (0.34, 2))]
+
+
+@pytest.mark.claim("P35")
+def test_gap_of_independent_tokens(measured):
+    off = [
+        abs(assert_gap(model, alpha, horizon) - C.geometric_gap(model, alpha, horizon))
+        for model in MODELS for alpha in (1.0, 2.0, 4.0) for horizon in (1, 2, 4)
+    ]  # fmt: skip
+    measured("eigenvalue − closed form", max(off), 1e-10)
+
+
+@pytest.mark.claim("P35")
+def test_how_the_gap_falls(measured):
+    """Times H it has a limit in H; in α it falls exponentially iff the stop token is the less likely one."""
+    unlikely, likely = GeometricLM(0.05, 2), GeometricLM(0.6, 2)
+    for model in MODELS:
+        ratio = C.geometric_gap(model, 4.0, 2000) * 2000 / (C.geometric_gap(model, 4.0, 1000) * 1000)
+        assert ratio == pytest.approx(1, abs=1e-6)
+    slope = np.log(C.geometric_gap(unlikely, 21.0, 50) / C.geometric_gap(unlikely, 20.0, 50))
+    exact = -np.log(0.95 / 0.1)  # of (Ve/(1−e))^α
+    measured("rate at which the gap falls with α, e = .05, V = 2: measured − exact", abs(slope - exact), 1e-3)
+    assert abs(slope - exact) < 1e-3
+    assert C.geometric_gap(likely, 40.0, 50) == pytest.approx(1 / 50, rel=1e-6)
+
+
+@pytest.mark.claim("P35")
+def test_gap_mutants():
+    for wrong in (lambda m, a, h: C.geometric_gap(m, a, h + 1), lambda m, a, h: C.geometric_gap(m, a + 1, h)):
+        with pytest.raises(AssertionError):
+            assert_gap(MODELS[0], 2.0, 3, wrong)
+
+
+# --- Blocks at equal tokens ------------------------------------------------------------------------------------------
+
+ALPHA, TIMES = 4.0, (2, 4, 8, 16)
+
+
+@cache
+def hard_worlds(vocab: int, horizon: int, concentration: float, count: int = 15):
+    """The first seeds' worlds in which low temperature is at least .3 from p^α."""
+    found, seed = [], 0
+    while len(found) < count:
+        model = TabularLM.random(vocab, horizon, concentration=concentration, seed=seed, dtype=torch.float64)
+        _, logp, conditionals = enumerate_law(model, [0], horizon, [0])
+        start = chain(conditionals, horizon=horizon, alpha=ALPHA, cut="record").initial
+        if total_variation(start, power_law(logp, ALPHA)) >= 0.3:
+            found.append((conditionals, power_law(logp, ALPHA)))
+        seed += 1
+    return found
+
+
+@cache
+def distances(vocab: int, horizon: int, concentration: float) -> list[dict[int, float]]:
+    """TV by block, for every world and budget, of `times` the tokens of one answer."""
+    rows, blocks = [], [b for b in range(1, horizon + 1) if horizon % b == 0]
+    for conditionals, target in hard_worlds(vocab, horizon, concentration):
+        one = C.expected_tokens(conditionals, steps=0, horizon=horizon, alpha=ALPHA, block=horizon, cut="record")
+        for times in TIMES:
+            made = {block: C.at_budget(conditionals, times * one, horizon=horizon, alpha=ALPHA, block=block,
+                                       cut="record") for block in blocks}  # fmt: skip
+            rows.append({block: total_variation(law[1], target) for block, law in made.items() if law})
+    return rows
+
+
+def assert_one_block_is_near(rows, most: float = 2.1) -> float:
+    worst = max(row[max(row)] / min(row.values()) for row in rows)
+    assert worst <= most
+    return worst
+
+
+FAMILIES = [(3, 4, 1.0), (3, 4, 3.0), (2, 6, 1.0)]
+
+
+@pytest.mark.claim("P36")
+def test_blocks_at_equal_tokens(measured):
+    """Of 45 worlds and four budgets: which block is nearest, and what it costs to have one block."""
+    rows = [row for family in FAMILIES for row in distances(*family)]
+    best = [C.best_block(list(row.values()), list(row)) for row in rows]
+    whole, single = (np.mean([b == end(row) for b, row in zip(best, rows)]) for end in (max, min))
+    measured("share of cases in which one block is best", float(whole), 0.5)
+    measured("share in which blocks of one token are", float(single), 0.05)
+    measured("TV of one block / TV of the best, greatest", assert_one_block_is_near(rows), 2.1)
+    assert 0.2 < whole < 0.5 and single < 0.05
+
+
+@pytest.mark.claim("P36")
+def test_blocks_of_one_token_are_not_near():
+    with pytest.raises(AssertionError):
+        assert_one_block_is_near([{1: row[max(row)], 4: row[1]} for row in distances(3, 4, 1.0) if 1 in row])
+
+
+def test_a_budget_is_met_in_expectation():
+    """By hand: two even tokens, H = 1: one token for the draw, one for each step."""
+    conditionals = enumerate_law(TabularLM.iid([0.5, 0.5], torch.float64), [0], 1, [0])[2]
+    assert C.at_budget(conditionals, 0.5, horizon=1, alpha=2.0, block=1) is None
+    records, law = C.at_budget(conditionals, 2.5, horizon=1, alpha=2.0, block=1)
+    assert records == [(0,), (1,)] and law.tolist() == [0.5, 0.5]
+    one, two = (C.expected_tokens(conditionals, steps=n, horizon=1, alpha=2.0, block=1) for n in (1, 2))
+    assert (one, two) == (2.0, 3.0)
