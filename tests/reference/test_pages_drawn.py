@@ -8,6 +8,7 @@ all random numbers moved up and down by 1e-5. If that changes it too, the compar
 """
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -39,13 +40,13 @@ CHAIN = {
     "alpha": [1.0, 2.0, 4.0, 0.5, 2.7], "proposal_temperature": [None, None, 0.4, 1.3], "block": [1, 2, 3, 5, 9],
     "steps": [0, 1, 2, 3, 5], "max_new_tokens": [1, 2, 4, 5, 7], "cut": ["record", "horizon", "entropy"],
     "entropy_power": [4.0, 1.0, 0.5], "entropy_floor": [0.0, 0.1], "first_divergence_skip": [True, True, False],
-    "early_reject": [True, True, False], "prefetch": [0, 0, 1, 3],
+    "early_reject": [True, True, False], "prefetch": [0, 0, 1, 3], "anneal": [None],
 }  # fmt: skip
 VALUES = {  # of every field of every config
     "generate": {"max_new_tokens": [1, 3, 7, 12], **LAW},
     "best_of_n": {"n": [1, 2, 5], "max_new_tokens": [1, 3, 6], **LAW, "reward": [log_probability, length_normalized]},
     "adaptive_best_of_n": {"mu": [0.2, 1.0, 3.0], "max_draws": [1, 4, 12], "max_new_tokens": [1, 3, 6], **LAW},
-    "power_sampling": CHAIN,
+    "power_sampling": {**CHAIN, "alpha": [*CHAIN["alpha"], math.inf], "anneal": [None, None, 0.5, 1.0]},
     "multiple_try": {**CHAIN, "prefetch": [0], "tries": [1, 2, 3]},
     "parallel_tempering": {
         **CHAIN, "proposal_temperature": [None], "prefetch": [0], "alpha": [2.0, 4.0, 8.0], "rungs": [1, 2, 3, 4],
@@ -70,6 +71,10 @@ def settle(name, drawn):
     if name == "parallel_tempering" and drawn["ladder"]:
         low, alpha, K = 0.5 if drawn["ladder"] == "low" else 1.0, drawn["alpha"], drawn["rungs"]
         drawn["ladder"] = tuple(np.linspace(low, alpha, K)) if K > 1 else (alpha,)
+    if name == "power_sampling" and drawn["alpha"] == math.inf:
+        drawn["proposal_temperature"] = drawn["proposal_temperature"] or 0.7
+    if name == "power_sampling" and drawn["anneal"]:
+        drawn["anneal"] = min(drawn["anneal"], drawn["alpha"])
     if name == "power_smc":
         drawn["ramp"] = min(drawn["ramp"], drawn["max_new_tokens"])
     if name == "lookahead" and drawn["chunk"] is None:
@@ -130,7 +135,7 @@ def test_every_field_of_every_config_is_varied():
         fields = {field.name for field in dataclasses.fields(PAGES[name].config)}
         assert fields == {*VALUES[name]}, name
         fixed = {field for field, values in VALUES[name].items() if len({*map(str, values)}) < 2}
-        assert fixed <= {"prefetch", "proposal_temperature"}, (name, fixed)  # refused by tries and ladders
+        assert fixed <= {"prefetch", "proposal_temperature", "anneal"}, (name, fixed)  # refused by tries and ladders
 
 
 # -- what is compared --------------------------------------------------------------------------------------------------
