@@ -15,15 +15,14 @@ So e_r is the same in x and y, and the ratio's factor for the cut is c_y(r) / c_
     "entropy"   e_r = floor + max(0, η_r − η_{r−1})^β, η_r the entropy of p(·|h_r), η_0 = 0: cuts where the model begins
                 to be unsure (2605.30327, where the floor is 0)
 
-All leave π invariant. As α → ∞ at a fixed τ, π tends to the uniform distribution on the likeliest records, and the ratio
-to that of a climb: a proposal that is likelier than the record is accepted, one that is less likely refused, and of two
-that are equally likely what is left of the ratio decides (`alpha=inf`; in the authors' code, `max_swap`). A climb may
-rest at a record that is likelier than all that share its beginning. *Annealing* begins a block at a smaller exponent,
-at which a step may fall, and cools: the temperature 1/α of the target falls evenly over the block's N steps, while τ
-stays as it is (`theory/annealing.py`: what both of them do, step by step).
+All leave π invariant. (Uniform on |x| without the factor does not; nor does comparing only as many tokens as both
+records have, nor stopping at the first record that ends: see `theory/markov_chain.py` for what each of them samples.)
 
-(Uniform on |x| without the factor does not leave π invariant; nor does comparing only as many tokens as both records
-have, nor stopping at the first record that ends: see `theory/markov_chain.py` for what each of them samples.)
+As α → ∞ at a fixed τ, π tends to the uniform distribution on the likeliest records and the chain to a climb
+(`alpha=inf`; the authors' `max_swap` nearly): a likelier proposal is accepted, a less likely one refused, and where
+both are equally likely the rest of the ratio decides. *Annealing* begins each block at a smaller exponent, where a step
+may fall, and cools: 1/α of the target falls evenly over the block's N steps, τ stays. What they reach, and how fast, is
+in `theory/annealing.py`.
 
 The paper draws r from 1 .. kB, as "horizon" does, for responses as long as that; its code draws it from the response's
 own length, as "record" does, but without the factor. Per step "record" is nearer to π, at equal decoded tokens the two
@@ -144,7 +143,8 @@ def step(
     w_y, e_y = weigh(model, prompt, y, config, horizon)
     log_ratio = sum(w_y[r:]) - sum(w_x[r:]) + math.log(sum(e_x) / sum(e_y))
     if config.alpha == math.inf:
-        log_ratio = limit(*(float(log_probs(model, prompt, z)[0].sum()) for z in (x, y)), log_ratio)
+        rise = float(log_probs(model, prompt, y)[0].sum() - log_probs(model, prompt, x)[0].sum())
+        log_ratio = limit(rise, log_ratio)
     accepted = chance.happens(log_ratio, ACCEPT, step=n)  # log u < log_ratio
     return y if accepted else x, r + 1, first_difference(x, y), accepted
 
@@ -181,9 +181,9 @@ def weigh(
     return (alpha * logp - logq).tolist(), e
 
 
-def limit(logp_x: float, logp_y: float, rest: float) -> float:
-    """The limit of α (log p(y) − log p(x)) + rest as α → ∞: `rest` only if they are equally likely."""
-    return rest if abs(logp_y - logp_x) <= TOLERANCE else math.copysign(math.inf, logp_y - logp_x)
+def limit(rise: float, rest: float) -> float:
+    """The limit of α · rise + rest as α → ∞, of `rise` = log p(y) − log p(x)."""
+    return rest if abs(rise) <= TOLERANCE else math.copysign(math.inf, rise)
 
 
 class Chain(NamedTuple):

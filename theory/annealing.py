@@ -23,6 +23,7 @@ is q K_{α_1} ... K_{α_N}, exactly.                                            
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from theory.blocked_chain import extended, horizons
 from theory.power import Conditionals, Law, Record
@@ -46,10 +47,8 @@ def kernel_at(states: Texts, alpha: float, cut: Cut, cuts: range) -> Law:
 
 
 def cooling(first: float, last: float, steps: int) -> list[float]:
-    """α_1 .. α_N: 1/α_n falls evenly from 1/first to 1/last, which may be 0; one step has the last."""
-    cold = 1 / last if last < np.inf else 0.0
-    temperatures = np.linspace(1 / first, cold, steps)[: steps - 1]
-    return [*(1 / temperatures).tolist(), last] if steps else []
+    """α_1 .. α_N: 1/α_n falls evenly from 1/first to 1/last, which may be 0; a single step has the last."""
+    return [1 / (1 / first + (1 / last - 1 / first) * n / (steps - 1)) for n in range(steps - 1)] + [last] * (steps > 0)
 
 
 def annealed_law(
@@ -73,7 +72,7 @@ def annealed_law(
     return states.texts, law[here]
 
 
-def outside(law: Law, kernel: Law, best: Law, steps: int) -> Law:
+def outside(law: Law, kernel: Law, best: NDArray[np.bool_], steps: int) -> Law:
     """Pr[x_n outside the set `best`, bool [n]] for n = 0..steps, [steps + 1]: it is not left again."""
     masses = [float(law[~best].sum())]
     for _ in range(steps):

@@ -252,6 +252,17 @@ def test_the_engine_returns_the_pages_tokens(name, part, request):
     assert counts["stopped"] * STOPS <= counts["asked"]
 
 
+@pytest.mark.parametrize("cut", ["record", "horizon", "entropy"])
+def test_ties_at_infinity(cut):
+    """A table whose probabilities are powers of two: many records are equally likely, and not under the proposal."""
+    table = np.array([[0.25, 0.25, 0.5], [0.5, 0.25, 0.25], [0.125, 0.375, 0.5]])
+    model = TabularLM.markov(table, torch.float32)
+    fixed = {"alpha": math.inf, "proposal_temperature": 0.7, "steps": 9, "cut": cut, "anneal": None, "block": 5,
+             "max_new_tokens": 5, "entropy_floor": 0.1}  # fmt: skip
+    counts = compare("power_sampling", range(4), fixed=fixed, requests=30, model=model, stop_ids=[0])
+    assert counts["stopped"] * STOPS <= counts["asked"]
+
+
 def unsure(logits):
     """A cut weight of one's own: how unsure the model is of its likeliest token."""
     return 1 - logits.softmax(-1).amax(-1)
