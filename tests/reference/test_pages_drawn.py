@@ -55,7 +55,7 @@ VALUES = {  # of every field of every config
     "power_smc": {
         "alpha": [1.0, 2.0, 4.0, 0.5], "particles": [1, 2, 3, 6], "proposal_temperature": [None, None, 0.5, 1.4],
         "max_new_tokens": [1, 3, 5, 8], "ess_threshold": [0.0, 0.5, 0.8, 1.0, 2.0],
-        "resampling": ["systematic", "multinomial"], "ramp": [0, 0, 1, 3],
+        "resampling": ["systematic", "multinomial", "chopthin"], "ramp": [0, 0, 1, 3], "eta": [4.0, 5.8],
     },
     "lookahead": {
         "alpha": [1.0, 2.0, 4.0, 0.5], "max_new_tokens": [1, 2, 4, 6], "candidates": [None, 1, 2, 3],
