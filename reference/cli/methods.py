@@ -130,6 +130,7 @@ def power(asked: AskedOften, config: PowerConfig) -> Answers:
     """Draw from p^α by Metropolis-Hastings, with no training (2510.14901).
 
     Example: sharpen power "4 + 10 + 9 x 7 x 7 x 2" --alpha 4 --block 24 --steps 400 --max-new-tokens 24
+    Example: sharpen power "4 + 10 + 9 x 7 x 7 x 2" --alpha inf --proposal-temperature 0.5 --max-new-tokens 24
     Page: power_sampling
     """
     return asked.draw(power_sample, config, samples_per_prompt=asked.n)

@@ -263,6 +263,14 @@ def test_ties_at_infinity(cut):
     assert counts["stopped"] * STOPS <= counts["asked"]
 
 
+def test_chopthin_with_uneven_weights():
+    """Resampled after every token, from the model itself: particles are thinned and chopped."""
+    fixed = {"resampling": "chopthin", "ess_threshold": 2.0, "proposal_temperature": 1.0, "particles": 6, "eta": 4.0,
+             "max_new_tokens": 8, "ramp": 0}  # fmt: skip
+    counts = compare("power_smc", range(CHUNK), fixed=fixed)
+    assert counts["stopped"] * STOPS <= counts["asked"]
+
+
 def unsure(logits):
     """A cut weight of one's own: how unsure the model is of its likeliest token."""
     return 1 - logits.softmax(-1).amax(-1)
