@@ -117,7 +117,8 @@ def report(paths: Sequence[str | Path]) -> Report:
             if same and not row[name] and name == "greedy":
                 row["lift"] = lift(row["scores"], same[0]["scores"])
             elif same and not row[name] and (both := [id for id in row["rewards"] if id in same[0]["rewards"]]):
-                row["wins"] = win_rate(*([each["rewards"][id] for id in both] for each in (row, same[0])))
+                ours, theirs = ([each["rewards"][id] for id in both] for each in (row, same[0]))
+                row["wins"] = win_rate(ours, theirs)
     counted = [row["name"] for row in rows]
     for row in rows:  # two files of one method: the file's name tells them apart
         if counted.count(row["name"]) > len({r["place"] for r in rows if r["name"] == row["name"]}):
