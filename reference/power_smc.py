@@ -137,11 +137,11 @@ def power_smc_page(
         if poor:
             log_z += log_mean(log_w)
             chops = config.resampling == "chopthin"
-            h, estate = chopthin(share, config.eta) if chops else (share, share)
+            h, divided = chopthin(share, config.eta) if chops else (share, share)
             ancestors = chance.ancestors(h, "systematic" if chops else config.resampling, position=t + 1)
             x, logp, log_w = [x[a] for a in ancestors], [logp[a] for a in ancestors], [0.0] * N
             if chops:
-                log_w = [math.log(estate[a] / ancestors.count(a)) for a in ancestors]
+                log_w = [math.log(divided[a] / ancestors.count(a)) for a in ancestors]
     log_w = [w + (config.alpha - alphas[len(ess)]) * total for w, total in zip(log_w, logp)]
     share = torch.tensor(log_w, dtype=torch.float64).softmax(0)
     chosen = chance.weighted(share, CHOICE)

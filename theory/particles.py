@@ -131,9 +131,9 @@ def drawn_anew(
         for parents, chance in ancestors(weights, resampling):
             yield resampled(particles, parents), chance
         return
-    h, estate = chopthin(weights / weights.mean(), eta)
+    h, divided = chopthin(weights / weights.mean(), eta)
     for parents, chance in ancestors(h, "systematic"):
-        yield tuple((particles[i][0], round(np.log(estate[i] / parents.count(i)), 12)) for i in parents), chance
+        yield tuple((particles[i][0], round(np.log(divided[i] / parents.count(i)), 12)) for i in parents), chance
 
 
 def resampled(particles: tuple[Particle, ...], chosen: Sequence[int]) -> tuple[Particle, ...]:

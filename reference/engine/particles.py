@@ -120,7 +120,7 @@ class Clouds:
         now, decoder = self.slots, self.decoder
         rows = clouds[:, None] * self.group + torch.arange(self.group, device=clouds.device)  # [k, N]
         u = uniform(decoder.seed, now.key[rows], now.sample[rows], rows - rows[:, :1], now.time[rows], RESAMPLE)
-        expected, estate = self.chop(share) if self.chop else (share, None)
+        expected, divided = self.chop(share) if self.chop else (share, None)
         cdf = expected.cumsum(1)
         ancestor = torch.searchsorted(cdf / cdf[:, -1:], self.points(u), right=True) + rows[:, :1]
         moved = ancestor != rows
@@ -130,10 +130,10 @@ class Clouds:
             for tensor in (decoder.rows.before, decoder.rows.active, now.total):
                 tensor[target] = tensor[source]
         now.log_weight[rows] = 0.0
-        if estate is not None:
+        if divided is not None:
             of = ancestor - rows[:, :1]
-            children = torch.zeros_like(estate).scatter_add_(1, of, torch.ones_like(estate))
-            now.log_weight[rows] = (estate / children).gather(1, of).log()
+            children = torch.zeros_like(divided).scatter_add_(1, of, torch.ones_like(divided))
+            now.log_weight[rows] = (divided / children).gather(1, of).log()
 
     def running(self) -> Tensor:
         return self.decoder.rows.active

@@ -102,8 +102,8 @@ def test_chopthin_clouds_are_theorys_and_without_bias(name, change, measured):
 
 
 CHOP_MUTANTS = {
-    "equal weights": ("math.log(estate[a] / ancestors.count(a)) for", "0.0 for", {}),
-    "every child has all": ("math.log(estate[a] / ancestors.count(a))", "math.log(estate[a])", {}),
+    "equal weights": ("math.log(divided[a] / ancestors.count(a)) for", "0.0 for", {}),
+    "every child has all": ("math.log(divided[a] / ancestors.count(a))", "math.log(divided[a])", {}),
     "shares in place of h": ("chance.ancestors(h,", "chance.ancestors(share,", {}),
     "drawn independently": ('"systematic" if chops', '"multinomial" if chops', {}),
 }  # fmt: skip

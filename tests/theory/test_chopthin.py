@@ -45,13 +45,13 @@ def assert_chopthin(chop: Chop, measured: Measured = ignore, draw: Draw = system
         n = len(weights)
         if n > most:
             continue
-        h, estate = chop(weights, eta)
+        h, divided = chop(weights, eta)
         assert abs(h.sum() - n) < 1e-9, "N"
         worth = np.zeros(n)
         for parents, chance in draw(h):
             assert len(parents) == n, "N"
             children = np.bincount(parents, minlength=n)
-            after = np.array([estate[i] / children[i] for i in parents])
+            after = np.array([divided[i] / children[i] for i in parents])
             np.add.at(worth, list(parents), chance * after)
             ratio = float(after.max() / after.min())
             assert chance < 1e-9 or ratio <= eta * (1 + 1e-9), "ratio"
@@ -78,8 +78,8 @@ def test_a_ratio_below_4_may_not_be_kept(measured: Measured) -> None:
     """Two particles with 1.02 and 1.98 children on average: if the first is chopped and the second is not, 0.51 stands
     beside 1.98, whatever η <= 3.88 was asked for."""
     weights = np.array([1.02, 1.98, 0.0])
-    h, estate = chopthin(weights, 3.0)
-    after = [[estate[i] / parents.count(i) for i in parents] for parents, _ in systematic(h)]
+    h, divided = chopthin(weights, 3.0)
+    after = [[divided[i] / parents.count(i) for i in parents] for parents, _ in systematic(h)]
     widest = max(max(each) / min(each) for each in after)
     measured("ratio of the weights after, at η = 3 (above)", widest, 3.0)
     assert np.abs(h - weights).max() < SAME and widest == pytest.approx(1.98 / 0.51)
