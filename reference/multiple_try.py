@@ -60,6 +60,9 @@ class MultipleTryConfig(PowerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self, least={"tries": 1})
+        if self.exponents:
+            name = "alpha" if self.anneal is None else "anneal"
+            raise ValueError(f"{name} is {getattr(self, name)}; several tries take one finite alpha for all steps")
         if self.prefetch:
             raise ValueError(f"prefetch is {self.prefetch}; it must be 0, the lanes of a chain hold its tries")
 

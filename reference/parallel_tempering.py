@@ -23,6 +23,7 @@ if α_1 ≥ 1.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -61,11 +62,13 @@ class TemperingConfig(PowerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self, least={"rungs": 1})
+        if self.alpha == math.inf:
+            raise ValueError("alpha is inf; it must be finite with parallel tempering")
         if len(self.alphas) != self.rungs or self.alphas[-1] != self.alpha:
             raise ValueError(f"ladder is {self.alphas}; it must have {self.rungs} rungs, the last of them {self.alpha}")
         if not all(low < high for low, high in zip((0.0, *self.alphas), self.alphas)):
             raise ValueError(f"ladder is {self.alphas}; it must rise, from above 0 (the default one needs alpha > 1)")
-        for name, only in (("proposal_temperature", None), ("prefetch", 0)):
+        for name, only in (("proposal_temperature", None), ("prefetch", 0), ("anneal", None)):
             if (value := getattr(self, name)) != only:
                 raise ValueError(f"{name} is {value!r}; it must be {only!r} with parallel tempering")
 

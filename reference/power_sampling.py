@@ -18,6 +18,12 @@ So e_r is the same in x and y, and the ratio's factor for the cut is c_y(r) / c_
 All leave π invariant. (Uniform on |x| without the factor does not; nor does comparing only as many tokens as both
 records have, nor stopping at the first record that ends: see `theory/markov_chain.py` for what each of them samples.)
 
+As α → ∞ at a fixed τ, π tends to the uniform distribution on the likeliest records and the chain to a climb
+(`alpha=inf`; the authors' `max_swap` nearly): a likelier proposal is accepted, a less likely one refused, and where
+both are equally likely the rest of the ratio decides. *Annealing* begins each block at a smaller exponent, where a step
+may fall, and cools: 1/α of the target falls evenly over the block's N steps, τ stays. What they reach, and how fast, is
+in `theory/annealing.py`.
+
 The paper draws r from 1 .. kB, as "horizon" does, for responses as long as that; its code draws it from the response's
 own length, as "record" does, but without the factor. Per step "record" is nearer to π, at equal decoded tokens the two
 are alike (`figures/power_cuts.py`).
@@ -34,14 +40,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from reference.interface import ACCEPT, CUT, Chance, Generation, LanguageModel, next_logits
+from reference.interface import ACCEPT, CUT, TOLERANCE, Chance, Generation, LanguageModel, next_logits
 from reference.sampling import check_settings, extend, log_probs
 
 CUTS = ("record", "horizon", "entropy")
@@ -52,7 +58,7 @@ Record = tuple[int, ...]  # the ids of a response that has ended, or is as long 
 class PowerConfig:
     """Settings, with the paper's values as defaults."""
 
-    alpha: float = 4.0  # the power; 1 = the model itself
+    alpha: float = 4.0  # the power; 1 = the model itself; inf = a climb to the likeliest, with a τ of its own
     proposal_temperature: float | None = None  # τ; None = 1/α. (The paper's AlpacaEval run has 0.5 beside α = 4.)
     block: int = 192  # B, tokens by which the horizon grows
     steps: int = 10  # N, Metropolis-Hastings steps per block
@@ -65,6 +71,7 @@ class PowerConfig:
     first_divergence_skip: bool = True
     early_reject: bool = True
     prefetch: int = 0  # steps proposed ahead; each takes a slot of its own beside the chain's
+    anneal: float | None = None  # the power of a block's first step; 1/power falls evenly to 1/α; None = α throughout
 
     @property
     def temperature(self) -> float:
@@ -79,11 +86,37 @@ class PowerConfig:
         """Slots that serve one chain."""
         return 1 + self.prefetch
 
+    def exponent(self, n: int) -> float:
+        """α of step n of a run; block k = 0, 1, .. has the steps k (N + 1) + 1 .. k (N + 1) + N."""
+        place = n % (self.steps + 1)
+        if self.anneal is None or place == self.steps:
+            return self.alpha
+        share = (place - 1) / (self.steps - 1)
+        return 1 / ((1 - share) / self.anneal + share / self.alpha)
+
+    @property
+    def exponents(self) -> tuple[float, ...] | None:
+        """α of a block's beginning, which has no ratio, and of its steps; None: finite and always the same."""
+        if self.anneal is None and self.alpha < math.inf:
+            return None
+        return self.alpha, *map(self.exponent, range(1, self.steps + 1))
+
+    def at(self, n: int) -> Self:
+        """The settings of step n."""
+        if self.anneal is None:
+            return self
+        return replace(self, alpha=self.exponent(n), proposal_temperature=self.temperature, anneal=None)
+
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
         least = {"block": 1, "steps": 0, "max_new_tokens": 1, "prefetch": 0, "entropy_floor": 0}
-        positive = ("alpha", "proposal_temperature", "entropy_power")
+        climbs = isinstance(self.alpha, float) and self.alpha == math.inf
+        positive = ("proposal_temperature", "entropy_power", "anneal", *(() if climbs else ("alpha",)))
         check_settings(self, positive=positive, least=least, among={} if callable(self.cut) else {"cut": CUTS})
+        if climbs and self.proposal_temperature is None:
+            raise ValueError("proposal_temperature is None; it must be given if alpha is inf, where 1/alpha is greedy")
+        if self.anneal is not None and self.anneal > self.alpha:
+            raise ValueError(f"anneal is {self.anneal}; it must be at most alpha, {self.alpha}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,11 +136,15 @@ def step(
     stop_ids: Collection[int], chance: Chance,
 ) -> tuple[Record, int, int, bool]:  # fmt: skip
     """Step n, from record x to the next; also the cut (from 1), where y first differed (0: nowhere), and acceptance."""
+    config = config.at(n)
     w_x, e_x = weigh(model, prompt, x, config, horizon)
     r = chance.index(len(e_x), CUT, step=n) if config.cut in CUTS[:2] else chance.weighted(e_x, CUT, step=n)
     y = extend(model, prompt, x[:r], horizon, config.temperature, step=n, stop_ids=stop_ids, chance=chance)
     w_y, e_y = weigh(model, prompt, y, config, horizon)
     log_ratio = sum(w_y[r:]) - sum(w_x[r:]) + math.log(sum(e_x) / sum(e_y))
+    if config.alpha == math.inf:
+        rise = float(log_probs(model, prompt, y)[0].sum() - log_probs(model, prompt, x)[0].sum())
+        log_ratio = limit(rise, log_ratio)
     accepted = chance.happens(log_ratio, ACCEPT, step=n)  # log u < log_ratio
     return y if accepted else x, r + 1, first_difference(x, y), accepted
 
@@ -131,7 +168,7 @@ def power_sampling_page(
 def weigh(
     model: LanguageModel, prompt: Sequence[int], x: Record, config: PowerConfig, horizon: int
 ) -> tuple[list[float], list[float]]:
-    """w_t and e_t of every token of a record; for cut="horizon" e_t also behind its end."""
+    """w_t and e_t of every token of a record; for cut="horizon" e_t also behind its end. At α = ∞ w_t = −log q."""
     logp, logq = log_probs(model, prompt, x, config.temperature)
     e = [1.0] * (horizon if config.cut == "horizon" else len(x))
     if callable(config.cut):
@@ -140,7 +177,13 @@ def weigh(
         eta = [0.0, *torch.special.entr(next_logits(model, prompt, x, first=0).softmax(-1)).sum(-1).tolist()]
         e = [config.entropy_floor + max(0.0, b - a) ** config.entropy_power for a, b in pairwise(eta)]
     e = e if sum(e) > 0 else [*e[:-1], 1.0]  # nothing is left to chance: any cut will do
-    return (config.alpha * logp - logq).tolist(), e
+    alpha = config.alpha if config.alpha < math.inf else 0.0
+    return (alpha * logp - logq).tolist(), e
+
+
+def limit(rise: float, rest: float) -> float:
+    """The limit of α · rise + rest as α → ∞, of `rise` = log p(y) − log p(x)."""
+    return rest if abs(rise) <= TOLERANCE else math.copysign(math.inf, rise)
 
 
 class Chain(NamedTuple):

@@ -9,7 +9,16 @@ particle's weight W by
 With α_t = α and the default q ∝ p^α that is one scalar of the prefix, exp ζ_t = Σ_v p(v|h_t)^α, whatever token was
 drawn: no proposal that sees the prefix alone has a smaller variance. When the effective sample size (Σ W)² / Σ W² falls
 below κN the cloud is *resampled*: N particles drawn in proportion to W, and W = 1. One particle of the last cloud is
-returned, in proportion to W.
+returned, in proportion to W. (`reference/self_reward.py`: or all of them vote.)
+
+*Chopthin* resampling (1502.07732) does no more than bound the ratio of the weights by η. With the cloud's mean weight 1
+and a such that the expected numbers of children add up to N,
+
+    h(W) = min(W/a, 1) + max(2W/(ηa) − 1, 0),      one child or none below a, one up to ηa/2, several above,
+
+N children are drawn systematically by h; those of a particle share max(W, a), so that their weight
+is W on average. The weights are in [a, ηa] then, and the effective sample size is at least 4ηN/(1 + η)²: N/2 at η = 3 +
+√8.
 
 A particle that has ended stays in the cloud with its weight, is resampled like the others and costs nothing. With a
 *ramp* (α_t rises from 1 to α over the first tokens) its ω_t is p(x)^(α_t − α_{t−1}), the re-weighting that the other
@@ -29,6 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -59,10 +69,11 @@ class SMCConfig:
     proposal_temperature: float | None = None  # τ; None = 1/α_t
     max_new_tokens: int = 3072  # H, the horizon: most response tokens
     ess_threshold: float = 0.5  # κ; 0 = never resample, above 1 = after every token
-    # "systematic", "multinomial", or a function that makes of N uniform numbers, [.., N], the N points at which the
-    # cumulative weights are inverted
+    # "systematic", "multinomial", "chopthin", or a function that makes of N uniform numbers, [.., N], the N points at
+    # which the cumulative weights are inverted
     resampling: str | Callable[[Tensor], Tensor] = "systematic"
     ramp: int = 0  # tokens until α_t is α: α_t = 1 + (α − 1) t / ramp before; 0 = at once
+    eta: float = 3 + math.sqrt(8)  # η of resampling="chopthin": the largest ratio of its weights; at least 4
 
     def exponents(self) -> list[float]:
         """α_0 .. α_H; α_0 belongs to the empty text, of probability 1."""
@@ -77,10 +88,10 @@ class SMCConfig:
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
-        least = {"particles": 1, "max_new_tokens": 1, "ramp": 0, "ess_threshold": 0}
+        least = {"particles": 1, "max_new_tokens": 1, "ramp": 0, "ess_threshold": 0, "eta": 4}
         check_settings(
             self, positive=("alpha", "proposal_temperature"), least=least,
-            among={} if callable(self.resampling) else {"resampling": tuple(RESAMPLING)},
+            among={} if callable(self.resampling) else {"resampling": (*RESAMPLING, "chopthin")},
         )  # fmt: skip
         if self.ramp > self.max_new_tokens:
             raise ValueError(f"ramp is {self.ramp}; it must be at most max_new_tokens, {self.max_new_tokens}")
@@ -125,8 +136,12 @@ def power_smc_page(
         resampled.append(poor)
         if poor:
             log_z += log_mean(log_w)
-            ancestors = chance.ancestors(share, config.resampling, position=t + 1)
+            chops = config.resampling == "chopthin"
+            h, divided = chopthin(share, config.eta) if chops else (share, share)
+            ancestors = chance.ancestors(h, "systematic" if chops else config.resampling, position=t + 1)
             x, logp, log_w = [x[a] for a in ancestors], [logp[a] for a in ancestors], [0.0] * N
+            if chops:
+                log_w = [math.log(divided[a] / ancestors.count(a)) for a in ancestors]
     log_w = [w + (config.alpha - alphas[len(ess)]) * total for w, total in zip(log_w, logp)]
     share = torch.tensor(log_w, dtype=torch.float64).softmax(0)
     chosen = chance.weighted(share, CHOICE)
@@ -141,6 +156,17 @@ def log_mean(log_w: Sequence[float] | Tensor) -> Any:
     """log of the mean weight, of log-weights [..., N]."""
     mean = torch.as_tensor(log_w, dtype=torch.float64).logsumexp(-1) - math.log(torch.as_tensor(log_w).shape[-1])
     return mean if isinstance(log_w, Tensor) else float(mean)
+
+
+def chopthin(share: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """Of shares of the weight [..., N]: the expected numbers of children h(W), and what the children of each share."""
+    W = share * share.shape[-1]
+    low, high = torch.ones_like(W[..., :1]), torch.full_like(W[..., :1], eta / 2)  # 2W/(ηa) ≤ h ≤ W/a, so 1/a is here
+    for _ in range(60):
+        b = (low + high) / 2
+        enough = ((W * b).clamp(max=1) + (2 * W * b / eta - 1).clamp(min=0)).sum(-1, keepdim=True) >= W.shape[-1]
+        low, high = torch.where(enough, low, b), torch.where(enough, b, high)
+    return (W * high).clamp(max=1) + (2 * W * high / eta - 1).clamp(min=0), torch.maximum(W, 1 / high)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,10 +212,12 @@ def power_smc(
         group=c.particles,
     )  # fmt: skip
     fixed = filtered(c.proposal_temperature or 1 / c.alpha) if c.proposal_temperature or not c.ramp else None
-    points = RESAMPLING[c.resampling] if isinstance(c.resampling, str) else c.resampling
+    chop = partial(chopthin, eta=c.eta) if c.resampling == "chopthin" else None
+    points = c.resampling if callable(c.resampling) else RESAMPLING["systematic" if chop else c.resampling]
     clouds = Clouds(
-        plan, c.particles, c.exponents(), c.least_ess, points, log_mean, fixed, lambda logits, a: log_law(logits, 1 / a)
-    )
+        plan, c.particles, c.exponents(), c.least_ess, points, chop, log_mean, fixed,
+        lambda logits, a: log_law(logits, 1 / a),
+    )  # fmt: skip
     drawn = run(clouds, plan, "power SMC")
     log_weights, log_normalizer, ess, resampled = vars(clouds.history).values()
     shape = (len(plan.prompts), n)

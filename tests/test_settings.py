@@ -20,7 +20,7 @@ import reference
 from reference.best_of_n import AdaptiveConfig, BestOfNConfig, adaptive_best_of_n, best_of_n
 from reference.cascade import CascadeConfig, verify
 from reference.cli.asking import Asked, AskedOften, Input, Output
-from reference.cli.methods import BestConfig, RefineConfig, SampleConfig, VerifyConfig, refine, sample
+from reference.cli.methods import BestConfig, CloudConfig, RefineConfig, SampleConfig, VerifyConfig, refine, sample, smc
 from reference.cli.methods import best_of_n as best_command
 from reference.cli.methods import verify as verify_command
 from reference.grpo import GRPOConfig, grpo
@@ -190,7 +190,7 @@ def by_command(function: Callable[..., Any]) -> Callable[[Any], Any]:
     """What a command answers: its settings must reach the algorithm."""
 
     def run(config: Any) -> Any:
-        kind = AskedOften if function is refine else Asked
+        kind = AskedOften if function in (refine, smc) else Asked
         asked = kind(Input(QUESTIONS[0]), seed=1)
         asked.__dict__["speaker"] = spoken()
         asked = asked.about(QUESTIONS, [0, 1])
@@ -222,15 +222,22 @@ TABLE: dict[type, Row] = {
                        {**TOKENS, "n": 2, "reward": length_normalized}),
     AdaptiveConfig: Row({"mu": 2.0, "max_draws": 9, "max_new_tokens": 4}, drawn(adaptive_best_of_n),
                         {**TOKENS, "mu": 0.1, "max_draws": 2}),
-    PowerConfig: Row(CHAINS, drawn(power_sample), {**OF_CHAINS, "prefetch": 2}),
+    PowerConfig: Row(CHAINS, drawn(power_sample), {**OF_CHAINS, "prefetch": 2, "anneal": 0.5}),
     TemperingConfig: Row({**CHAINS, "rungs": 2}, drawn(parallel_tempering),
-                         {**OF_CHAINS, "alpha": 2.0, "rungs": 3, "ladder": (2.0, 4.0), "prefetch": 2}),
+                         {**OF_CHAINS, "alpha": 2.0, "rungs": 3, "ladder": (2.0, 4.0), "prefetch": 2, "anneal": 0.5}),
     MultipleTryConfig: Row({**CHAINS, "tries": 3}, drawn(multiple_try),
-                           {**OF_CHAINS, "tries": 2, "prefetch": 2, "early_reject": With(False, {"tries": 1})}),
+                           {**OF_CHAINS, "tries": 2, "prefetch": 2, "anneal": 0.5,
+                            "early_reject": With(False, {"tries": 1})}),
     SMCConfig: Row({"particles": 6, "max_new_tokens": 8}, drawn(power_smc),
                    {"alpha": 1.5, "particles": 3, "proposal_temperature": 1.0, "max_new_tokens": 4,
                     "ess_threshold": With(1.5, {"ramp": 6}), "resampling": With("multinomial", {"ess_threshold": 1.5}),
-                    "ramp": 6}),
+                    "ramp": 6,
+                    "eta": With(900.0, {"resampling": "chopthin", "ess_threshold": 1.5, "proposal_temperature": 1.0})}),
+    CloudConfig: Row({"particles": 6, "max_new_tokens": 12, "alpha": 1.2}, by_command(smc),
+                     {"alpha": 4.0, "particles": 3, "proposal_temperature": 0.5, "max_new_tokens": 4,
+                      "ess_threshold": 1.5, "resampling": With("multinomial", {"ess_threshold": 1.5}), "ramp": 6,
+                      "eta": With(900.0, {"resampling": "chopthin", "ess_threshold": 1.5, "proposal_temperature": 2.0}),
+                      "consensus": True}),
     LookaheadConfig: Row({"max_new_tokens": 6, "candidates": 3, "rollouts": 3}, drawn(lookahead),
                          {"alpha": 1.5, "max_new_tokens": 3, "candidates": 2, "rollouts": 2, "rollout_law": "g",
                           "estimator": "plug_in", "chunk": 2, "chunk_law": With("g", {"chunk": 2}),

@@ -10,9 +10,20 @@ When the effective sample size (Σ W)²/Σ W² is below κN (1 − 1e-6) the par
 W = 1. The estimate of Z = Σ p^α is Ẑ = Π mean W over the resamplings and the end; one particle is returned in
 proportion to W.
 
-    E[Ẑ Σ_i W_i f(x_i)/Σ_i W_i] = Σ_x p(x)^α f(x)      for every f, N, κ, and either resampling: no bias     claim P18
+    E[Ẑ Σ_i W_i f(x_i)/Σ_i W_i] = Σ_x p(x)^α f(x)      for every f, N, κ, and every resampling: no bias      claim P18
     E[Ẑ²] (multinomial, every token): two lineages, traced back, meet at each token with probability 1/N, so
         B_{t-1}(g, h) = (1 - 1/N) Σ q ω q ω B_t(gu, hv) + (1/N) Σ_v q(v|g) ω² B_t(gv, gv),   B_H = 1,   E[Ẑ²] = B_0
+
+Chopthin (Gandy & Lau, 1502.07732) leaves unequal weights. With the mean weight 1, and a such that Σ h(W) = N for
+
+    h(W) = min(W/a, 1) + max(2W/(ηa) − 1, 0),       which falls in a and is between 2W/(ηa) and W/a, so 2/η <= a <= 1,
+
+the numbers of children C_i are drawn systematically, E[C_i] = h(W_i); a child of i has the weight max(W_i, a)/C_i:
+    thinned, W < a: a child of weight a with probability W/a; kept, a <= W <= ηa/2: one child, as it was;
+    chopped, W > ηa/2: h = 2W/(ηa) > 1 and C is h rounded down or up, so C >= 1 and the children's weights sum to W.
+So E[Σ_children w' 1{of i}] = W_i for every i, and Ẑ stays without bias. A chopped child has W/C = (ηa/2) h/C, and h/C
+is in (1/2, 2): its weight is in (ηa/4, ηa), and for η >= 4 all weights are in [a, ηa]. Then Σ (w' − a)(ηa − w') >= 0
+gives (1 + η) a Σ w' >= Σ w'² + Nηa² >= 2 sqrt(Nηa² Σ w'²): an effective sample size of at least 4ηN/(1 + η)². claim P33
 
 Sources: 2602.10273 (Power-SMC), §3; Cérou, Del Moral & Guyader 2011 for the second moment. The returned particle is
 biased, by O(1/N): `cloud` sums over every outcome, for N and H up to three or four.
@@ -31,7 +42,7 @@ from theory.power import Conditionals, Law, Record
 
 TOLERANCE = 1e-6  # an effective sample size of exactly κN must not be resampled because of how it was rounded
 
-Resampling = Literal["multinomial", "systematic"]
+Resampling = Literal["multinomial", "systematic", "chopthin"]
 Particle = tuple[Record, float]  # text, log W
 
 
@@ -89,12 +100,40 @@ def ancestors(weights: Law, resampling: Resampling) -> Iterator[tuple[tuple[int,
         for chosen in product(range(n), repeat=n):
             yield chosen, float(np.prod(share[list(chosen)]))
         return
-    cdf = share.cumsum() / share.sum()  # the points (u + i)/N, i = 0..N-1, of one u uniform on [0, 1)
+    cdf = share.cumsum() / share.cumsum()[-1]  # the points (u + i)/N, i = 0..N-1, of one u uniform on [0, 1)
     ends = np.unique(np.concatenate(([0.0, 1.0], (n * cdf[:-1]) % 1)))
     ends = ends[np.diff(ends, prepend=-1.0) > 1e-14]  # those that only rounding tells apart are one
     for low, high in pairwise(ends):
         points = ((low + high) / 2 + np.arange(n)) / n
         yield tuple(np.searchsorted(cdf, points, side="right").tolist()), float(high - low)
+
+
+def chopthin(weights: Law, eta: float) -> tuple[Law, Law]:
+    """(h, max(W, a)), [N] each, of weights [N] of mean 1: Σ h(W) = N is linear in 1/a between the 1/W and η/(2W)."""
+
+    def expected(b: float) -> Law:
+        return np.minimum(weights * b, 1) + np.maximum(2 * weights * b / eta - 1, 0)
+
+    positive, n = weights[weights > 0], len(weights)
+    knots = np.sort(np.concatenate(([0.0], 1 / positive, eta / 2 / positive)))
+    knots = np.append(knots, 2 * knots[-1])
+    total = np.array([expected(b).sum() for b in knots])
+    k = int(np.argmax(total >= n - 1e-12)) if total[-1] >= n - 1e-12 else len(knots) - 1
+    b = knots[k - 1] + (n - total[k - 1]) * (knots[k] - knots[k - 1]) / (total[k] - total[k - 1])
+    return expected(b), np.maximum(weights, 1 / b)
+
+
+def drawn_anew(
+    particles: tuple[Particle, ...], weights: Law, resampling: Resampling, eta: float
+) -> Iterator[tuple[tuple[Particle, ...], float]]:
+    """(the cloud, its probability): every outcome of resampling, its weights in units of the mean weight."""
+    if resampling != "chopthin":
+        for parents, chance in ancestors(weights, resampling):
+            yield resampled(particles, parents), chance
+        return
+    h, divided = chopthin(weights / weights.mean(), eta)
+    for parents, chance in ancestors(h, "systematic"):
+        yield tuple((particles[i][0], round(np.log(divided[i] / parents.count(i)), 12)) for i in parents), chance
 
 
 def resampled(particles: tuple[Particle, ...], chosen: Sequence[int]) -> tuple[Particle, ...]:
@@ -112,6 +151,7 @@ def cloud(
     kappa: float = inf,  # resample when the effective sample size is below kappa·N, while a text is open; inf: always
     resampling: Resampling = "multinomial",
     ramp: Sequence[float] | None = None,
+    eta: float = 3 + np.sqrt(8),
 ) -> Cloud:
     """The exact outcome. No resampling after the last token: it would change neither Ẑ nor the returned distribution.
     (Where all texts have ended before it, resampling would change the latter under a ramp; `inf` does it, as
@@ -139,8 +179,8 @@ def cloud(
             if poor and (is_open or kappa == inf):
                 resamplings += moments[0]
                 moments = moments * weights.mean() ** np.arange(3)
-                for parents, chance in ancestors(weights, resampling):
-                    add(clouds, resampled(after, parents), moments * chance, resampling)
+                for drawn, chance in drawn_anew(after, weights, resampling, eta):
+                    add(clouds, drawn, moments * chance, resampling)
             else:
                 add(clouds, after, moments, resampling)
     index = {record: i for i, record in enumerate(records)}

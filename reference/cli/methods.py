@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 from tyro.conf import arg
 
@@ -30,7 +31,7 @@ from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.parallel_tempering import TemperingConfig, parallel_tempering
 from reference.power_sampling import PowerConfig, power_sample
 from reference.power_smc import SMCConfig, power_smc
-from reference.self_reward import length_normalized, log_probability, majority_vote, model_as_judge
+from reference.self_reward import consensus, length_normalized, log_probability, majority_vote, model_as_judge
 from reference.self_verified_distillation import SVDConfig
 from reference.sequential_refinement import sequential_refinement
 from reference.text.tokenizer import StreamDecoder
@@ -106,10 +107,15 @@ def best_of_n(asked: Asked, config: BestConfig) -> Answers:
     return asked.draw(adaptive_best_of_n, mu=mu, max_draws=n, **settings)
 
 
+def _answers(asked: Asked, samples: Samples) -> list[list[Any]]:
+    """What each response answers, [prompts][n]; None: nothing that can be read."""
+    speaker = asked.speaker
+    return [[speaker.parse("author", text) for text in own] for own in speaker.texts(samples)]
+
+
 def _rewards(asked: Asked) -> dict[str, Callable[[Samples], Tensor]]:
     def majority(samples: Samples) -> Tensor:
-        speaker = asked.speaker
-        return majority_vote([[speaker.parse("author", text) for text in own] for own in speaker.texts(samples)])
+        return majority_vote(_answers(asked, samples))
 
     def judge(samples: Samples) -> Tensor:
         most = CascadeConfig(max_new_tokens=min(CascadeConfig.max_new_tokens, asked.checkpoint.room()))
@@ -124,18 +130,32 @@ def power(asked: AskedOften, config: PowerConfig) -> Answers:
     """Draw from p^α by Metropolis-Hastings, with no training (2510.14901).
 
     Example: sharpen power "4 + 10 + 9 x 7 x 7 x 2" --alpha 4 --block 24 --steps 400 --max-new-tokens 24
+    Example: sharpen power "4 + 10 + 9 x 7 x 7 x 2" --alpha inf --proposal-temperature 0.5 --max-new-tokens 24
     Page: power_sampling
     """
     return asked.draw(power_sample, config, samples_per_prompt=asked.n)
 
 
-def smc(asked: AskedOften, config: SMCConfig) -> Answers:
+@dataclass(frozen=True)
+class CloudConfig(SMCConfig):
+    consensus: bool = False  # answer by the vote of all particles, by weight; otherwise by one, drawn by weight
+
+
+def smc(asked: AskedOften, config: CloudConfig) -> Answers:
     """Draw from p^α by particles that grow token by token and are resampled (2602.10273).
 
     Example: sharpen smc "4 + 10 + 9 x 7 x 7 x 2" --alpha 4 --particles 32
+    Example: sharpen smc "4 + 10 + 9 x 7 x 7 x 2" --alpha 2 --particles 32 --consensus
     Page: power_smc
     """
-    return asked.draw(power_smc, config, samples_per_prompt=asked.n)
+    found = asked.draw(power_smc, config, samples_per_prompt=asked.n)
+    if not config.consensus:
+        return found
+    n, N = found.log_weights.shape[1:]
+    answers = [own[i * N : (i + 1) * N] for own in _answers(asked, found.particles) for i in range(n)]
+    heaviest = consensus(answers, found.log_weights.flatten(0, 1)).view(-1, n)
+    first = torch.arange(0, n * N, N, device=heaviest.device)  # of each cloud
+    return replace(found, samples=found.particles.take(heaviest + first))
 
 
 def temper(asked: AskedOften, config: TemperingConfig) -> Answers:

@@ -30,7 +30,7 @@ from reference.engine.decoder import Decoder, Prompts
 from reference.engine.records import Store, Table, Texts
 from reference.engine.requests import Plan, Requests, why_not_finite
 from reference.interface import Samples
-from reference.randomness import ACCEPT, CUT, absorb, address, uniform, unit
+from reference.randomness import ACCEPT, CUT, TOLERANCE, absorb, address, uniform, unit
 
 IDLE = 1 << 62  # the step of a lane that has nothing to do
 LOOKED_AT = 1 << 14  # random numbers that are made at a time to find steps that decode; more find them sooner, in vain
@@ -54,6 +54,7 @@ class ChainSettings:
     first_divergence_skip: bool
     early_reject: bool
     lanes: int
+    exponents: tuple[float, ...] | None  # α of a block's beginning and of its steps; None: the same finite one always
 
     @classmethod
     def of(cls, config: Any) -> Self:
@@ -148,6 +149,8 @@ class Chains:
 
     def __init__(self, plan: Plan, settings: ChainSettings, rule: Rule) -> None:
         self.settings, self.rule, self.group = settings, rule, rule.group
+        exponents = settings.exponents or [settings.alpha]
+        self.exponents = torch.tensor(exponents, dtype=torch.float64, device=plan.model.device)
         device, S, cut, massed = plan.model.device, plan.slots, settings.cut, settings.weighs_cuts
         parts = [rule.measure] * (rule.measures > 0)
         if not isinstance(cut, str):  # what cuts depend on is measured last
@@ -251,7 +254,7 @@ class Chains:
         if measured.shape[1]:
             texts.measures.scatter_(1, at[..., None].expand(-1, 1, measured.shape[1]), measured[:, None])
         w = self.rule.weight(self, at)
-        w = w.clamp(max=0) if self.rule.falling else w  # so that rounding cannot raise a sum
+        w = w.clamp(max=0) if self.rule.falling and not c.exponents else w  # so that rounding cannot raise a sum
         texts.weight.scatter_(1, at + 1, texts.weight.gather(1, at) + w)
         if c.weighs_cuts:
             e = measured[:, -1:]
@@ -261,7 +264,7 @@ class Chains:
             texts.mass.scatter_(1, at + 1, texts.mass.gather(1, at) + e)
         if not (c.early_reject and self.rule.falling):
             return torch.zeros_like(running)
-        doomed = running & (self.value(texts) <= self.lanes.threshold)
+        doomed = running & (self.at_exponents(self.value(texts), texts, self.lanes.step) <= self.lanes.threshold)
         self.decoder.rows.active &= ~doomed
         return doomed
 
@@ -275,10 +278,30 @@ class Chains:
 
     def values(self, rows: Tensor) -> Tensor:
         """Those of proposals that have ended. ValueError: one is not a number."""
-        if (value := self.value(self.decoder.texts)[rows]).isnan().any():
-            model = self.decoder.model
+        texts, model = self.decoder.texts, self.decoder.model
+        if (value := self.at_exponents(self.value(texts), texts, self.lanes.step)[rows]).isnan().any():
             raise ValueError(f"the model's logits are not finite in a proposal; {why_not_finite(model)}")
         return value
+
+    def at_exponents(self, value: Tensor, texts: Texts, step: Tensor, of: Tensor | slice = slice(None)) -> Tensor:
+        """Values of steps [n], whose weights have no α in them where α is not the same finite one always: that α log p
+        of texts `of` is added here, and at α = ∞ nothing else counts, up to ties."""
+        if not self.settings.exponents:
+            return value
+        beyond = self.decoder.columns >= texts.length[:, None]
+        logp = texts.logp.double().masked_fill(beyond, 0).sum(1)[of]
+        alpha = self.exponents[step % (self.settings.steps + 1)]
+        return torch.where(alpha.isinf(), logp, value + alpha * logp)
+
+    def lost_ties(self, slots: Tensor, step: Tensor, rows: Tensor) -> Tensor:
+        """bool [k]: the proposals at α = ∞ that are as likely as the record, and refused by what is left then."""
+        if not self.settings.exponents:
+            return torch.zeros_like(slots).bool()
+        own = self.slots
+        u = uniform(own.seeds[slots, 0], own.key[slots], own.sample[slots], step, 0, ACCEPT)
+        rest = self.value(self.decoder.texts)[rows] - self.value(self.records.texts)[slots]
+        ties = self.values(rows) <= self.lanes.threshold[rows] + 2 * TOLERANCE
+        return self.exponents[step % (self.settings.steps + 1)].isinf() & ties & (u.log() >= rest)
 
     # -- the steps to come ---------------------------------------------------------------------------------------------
 
@@ -302,6 +325,9 @@ class Chains:
         first[extends], decodes[extends] = length[extends, None], False
         decodes[extends, 0] = (~texts.finished[at] & (length < horizon))[extends]
         threshold = uniform(seeds[:, 0], key, sample, step, 0, ACCEPT).log() + self.value(texts)[at]
+        threshold = self.at_exponents(threshold, texts, step, at)
+        if c.exponents:
+            threshold -= TOLERANCE * self.exponents[step % (c.steps + 1)].isinf()
         threshold[extends] = -math.inf
         rank = decodes.any(1).view(-1, count).cumsum(1).flatten() - 1
         return Steps(at, step, horizon, cut, cut >= length, threshold, decodes, first, u, rank)

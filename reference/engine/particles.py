@@ -47,12 +47,15 @@ class Clouds:
 
     def __init__(
         self, plan: Plan, particles: int, exponents: list[float], least_ess: float,
-        points: Callable[[Tensor], Tensor], log_mean: Callable[[Tensor], Tensor], distribution: Distribution | None,
+        points: Callable[[Tensor], Tensor], chop: Callable[[Tensor], tuple[Tensor, Tensor]] | None,
+        log_mean: Callable[[Tensor], Tensor], distribution: Distribution | None,
         by_exponent: Callable[[Tensor, Tensor], Tensor],
     ) -> None:  # fmt: skip
-        """exponents: α_0 .. α_H. points(u [.., N]) -> where the ancestors' cumulative weights are looked up. The
-        proposal is `distribution`; None: `by_exponent(logits, α_t [S])`."""
+        """exponents: α_0 .. α_H. points(u [.., N]) -> where the ancestors' cumulative weights are looked up. chop: of
+        shares [.., N] the weights by which ancestors are drawn, and what the children of each share; None: the shares,
+        and all get the same. The proposal is `distribution`; None: `by_exponent(logits, α_t [S])`."""
         self.group, self.least_ess, self.points, self.log_mean = particles, least_ess, points, log_mean
+        self.chop = chop
         self.horizon, device = plan.horizon, plan.model.device
         self.decoder = Decoder(plan, distribution or (lambda logits, logp: by_exponent(logits, self.exponent(1))))
         self.prompts = self.decoder.prompts
@@ -117,7 +120,8 @@ class Clouds:
         now, decoder = self.slots, self.decoder
         rows = clouds[:, None] * self.group + torch.arange(self.group, device=clouds.device)  # [k, N]
         u = uniform(decoder.seed, now.key[rows], now.sample[rows], rows - rows[:, :1], now.time[rows], RESAMPLE)
-        cdf = share.cumsum(1)
+        expected, divided = self.chop(share) if self.chop else (share, None)
+        cdf = expected.cumsum(1)
         ancestor = torch.searchsorted(cdf / cdf[:, -1:], self.points(u), right=True) + rows[:, :1]
         moved = ancestor != rows
         source, target = ancestor[moved], rows[moved]
@@ -126,6 +130,10 @@ class Clouds:
             for tensor in (decoder.rows.before, decoder.rows.active, now.total):
                 tensor[target] = tensor[source]
         now.log_weight[rows] = 0.0
+        if divided is not None:
+            of = ancestor - rows[:, :1]
+            children = torch.zeros_like(divided).scatter_add_(1, of, torch.ones_like(divided))
+            now.log_weight[rows] = (divided / children).gather(1, of).log()
 
     def running(self) -> Tensor:
         return self.decoder.rows.active

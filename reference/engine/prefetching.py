@@ -29,7 +29,8 @@ class InOrder:
 
     def __init__(self, plan: Plan, settings: ChainSettings) -> None:
         self.draw = filtered(settings.temperature)
-        self.falling = 1 <= 1 / settings.temperature <= settings.alpha
+        least = min((settings.exponents or (settings.alpha,))[-settings.steps :])
+        self.falling = least == math.inf or 1 <= 1 / settings.temperature <= least
         self.seeds = torch.tensor([int64(plan.seed)], device=plan.model.device)
 
     def distribution(self, chains: Chains, logits: Tensor, logp: Tensor) -> Tensor:
@@ -42,9 +43,9 @@ class InOrder:
         pass
 
     def weight(self, chains: Chains, at: Tensor) -> Tensor:
-        """α log p − log q."""
-        texts = chains.decoder.texts
-        return chains.settings.alpha * texts.logp.gather(1, at).double() - texts.logq.gather(1, at).double()
+        """α log p − log q; −log q where the steps' exponents differ, or are ∞."""
+        texts, alpha = chains.decoder.texts, 0.0 if chains.settings.exponents else chains.settings.alpha
+        return alpha * texts.logp.gather(1, at).double() - texts.logq.gather(1, at).double()
 
     def decide(self, chains: Chains, ended: Tensor) -> Tensor:
         slots, decided = ended.any(1).nonzero()[:, 0], []
@@ -64,6 +65,7 @@ class InOrder:
     def settle(self, chains: Chains, slots: Tensor, step: Tensor, rows: Tensor) -> Tensor:
         """Accept or reject one proposal of each of some chains; bool [k]: the record has changed."""
         accepted = chains.values(rows) > chains.lanes.threshold[rows]
+        accepted &= ~chains.lost_ties(slots, step, rows)
         texts, own = chains.decoder.texts, chains.records.texts
         differ = first_difference(texts.tokens[rows], texts.length[rows], own.tokens[slots], own.length[slots])
         chains.settle(slots, step, accepted, differ)

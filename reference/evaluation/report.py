@@ -1,4 +1,4 @@
-"""What files of results say: accuracy with its interval, pass@k, tokens, and the lift over greedy decoding."""
+"""What files of results say: accuracy with its interval, pass@k, tokens, the lift over greedy, wins over the base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from reference.checkpoints import write_whole
 from reference.evaluation.results import compared, first_line, in_order, number_of_problems, read_header, without_times
-from reference.evaluation.statistics import accuracy, pass_at_k
+from reference.evaluation.statistics import accuracy, pass_at_k, win_rate
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class Report:
     def __str__(self) -> str:
         """The table, in Markdown."""
         ks = sorted({k for row in self.rows for k in row["pass_at"]})
-        lifted = any(row["lift"] for row in self.rows)
+        lifted, compared = any(row["lift"] for row in self.rows), any(row["wins"] is not None for row in self.rows)
         head = ["model", "task", "method", "problems", "accuracy [95 %]", *(f"pass@{k}" for k in ks), "unreadable",
-                "cut", "tokens", "in a row", "log p", *(["lift over greedy"] if lifted else [])]  # fmt: skip
+                "cut", "tokens", "in a row", "log p", *(["lift over greedy"] if lifted else []),
+                *(["wins over the base"] if compared else [])]  # fmt: skip
         lines = [head, ["---"] * len(head)]
         for row in self.rows:
             mean, low, high = (100 * x for x in row["accuracy"])
@@ -37,6 +38,7 @@ class Report:
                 f"{100 * row['unreadable']:.1f} %", f"{100 * row['cut']:.1f} %", f"{row['total_tokens']:.0f}",
                 f"{row['sequential_tokens']:.0f}", f"{row['logp']:.2f}",
                 *([say_lift(lift) if lift else ""] if lifted else []),
+                *(["" if row["wins"] is None else f"{100 * row['wins']:.1f} %"] if compared else []),
             ])  # fmt: skip
         return "\n".join(
             f"| {' | '.join(' '.join(cell.split()).replace('|', '&#124;') for cell in line)} |" for line in lines
@@ -94,7 +96,8 @@ class Report:
 
 def report(paths: Sequence[str | Path]) -> Report:
     """Numbers of files of results, finished or not; shards of one run count as one. The lift is over greedy decoding
-    (method "sample" at temperature 0) of the same model and task among them, on the problems that both have.
+    (method "sample" at temperature 0) of the same model and task among them, on the problems that both have; wins are
+    by log-probability over draws of the model itself (temperature 1, no filter), on these problems likewise.
 
     ValueError: a file that is none of results, or has none yet; a problem that a run's files have twice.
     """
@@ -108,10 +111,14 @@ def report(paths: Sequence[str | Path]) -> Report:
         runs.setdefault(str(path) if whole else json.dumps(compared(header)), []).append(path)
     rows = [summary(files) for files in runs.values()]
     for row in rows:
-        bases = [base for base in rows if base["greedy"] and base["place"] == row["place"]]
-        same = [base for base in bases if base["horizon"] == row["horizon"]] or bases
-        if not row["greedy"] and same:
-            row["lift"] = lift(row["scores"], same[0]["scores"])
+        for name in ("greedy", "plain"):
+            bases = [base for base in rows if base[name] and base["place"] == row["place"]]
+            same = [base for base in bases if base["horizon"] == row["horizon"]] or bases
+            if same and not row[name] and name == "greedy":
+                row["lift"] = lift(row["scores"], same[0]["scores"])
+            elif same and not row[name] and (both := [id for id in row["rewards"] if id in same[0]["rewards"]]):
+                ours, theirs = ([each["rewards"][id] for id in both] for each in (row, same[0]))
+                row["wins"] = win_rate(ours, theirs)
     counted = [row["name"] for row in rows]
     for row in rows:  # two files of one method: the file's name tells them apart
         if counted.count(row["name"]) > len({r["place"] for r in rows if r["name"] == row["name"]}):
@@ -123,6 +130,7 @@ def summary(paths: Sequence[str | Path]) -> dict[str, Any]:
     """One run's row."""
     path, settings = paths[0], read_header(paths[0], first_line(paths[0]))["settings"]
     scores: dict[int | str, float] = {}
+    rewards: dict[int | str, list[float]] = {}  # log-probabilities
     counts: list[tuple[int, int]] = []  # (responses, right ones) of each problem
     cut = unreadable = 0
     total = sequential = logp = 0.0
@@ -135,24 +143,28 @@ def summary(paths: Sequence[str | Path]) -> dict[str, Any]:
         counts.append((len(responses), right))
         unreadable += sum(response["answer"] is None for response in responses)
         cut += sum(not response["finished"] for response in responses)
-        logp += math.fsum(math.fsum(response["logp"]) for response in responses)
+        rewards[result["id"]] = [math.fsum(response["logp"]) for response in responses]
+        logp += math.fsum(rewards[result["id"]])
         total += result["cost"]["decoded_tokens"]
         sequential += result["cost"]["sequential_tokens"]
     if not counts:
         raise ValueError(f"{path} has no result yet")
     problems, drawn, least = len(counts), sum(n for n, _ in counts), min(n for n, _ in counts)
     ks = [k for k in (2**i for i in range(1, 20)) if k <= least]
-    greedy = settings.get("method") == "sample" and settings.get("temperature") == 0
+    decoded = settings.get("method") == "sample"
+    greedy = decoded and settings.get("temperature") == 0
+    plain = decoded and [settings.get(name) for name in ("temperature", "top_k", "top_p")] == [1, None, None]
     return {
         "path": str(path), "model": str(settings.get("model", "?")).rstrip("/").rpartition("/")[2],
         "task": str(settings.get("task", "?")), "name": "greedy" if greedy else str(settings.get("method", "?")),
-        "greedy": greedy, "place": place_of(settings), "graded": settings.get("grader") != "none",
+        "greedy": greedy, "plain": plain, "place": place_of(settings), "graded": settings.get("grader") != "none",
         "horizon": settings.get("max_new_tokens"),
         "problems": problems, "of": (of := number_of_problems(settings, problems)), "whole": problems == of,
         "accuracy": accuracy(list(scores.values())), "scores": scores,
         "pass_at": {k: float(np.mean([pass_at_k(n, c, k) for n, c in counts])) for k in ks},
         "unreadable": unreadable / drawn, "cut": cut / drawn, "total_tokens": total / problems,
         "sequential_tokens": sequential / problems, "logp": logp / drawn, "lift": None,
+        "rewards": rewards, "wins": None,
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What an accuracy is worth.
 
 pass@k = E[1 − C(n−c, k) / C(n, k)] over problems, c of whose n samples are right: unbiased (2107.03374, eq. 1)
+win rate = E[P(r > r') + P(r = r')/2] over problems, r' the self-reward of a draw of the base (2401.01879)
 interval: Clopper-Pearson where each problem is right or wrong, a bootstrap over problems where it has a share
 """
 
@@ -17,6 +18,16 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     if not 1 <= k <= n or not 0 <= correct <= n:
         raise ValueError(f"pass@{k} needs 1 <= k <= n and 0 <= correct <= n; n is {n} and correct is {correct}")
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def win_rate(ours: Sequence[Sequence[float]], base: Sequence[Sequence[float]], tie: float = 1e-6) -> float:
+    """The share of wins over pairs of a response of ours and one of the base's, each with its reward, ties half; the
+    mean over problems. ours[problem][i], base[problem][j]; rewards nearer than `tie` are equal (as in best-of-N). 1/2
+    is no better than the base; best-of-N by its own reward has at most N/(N + 1)."""
+    if not len(ours) or len(ours) != len(base) or not all(map(len, (*ours, *base))):
+        raise ValueError(f"a win rate needs a reward of each for each problem; {len(ours)} and {len(base)} were given")
+    gaps = [np.subtract.outer(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(ours, base)]
+    return float(np.mean([np.where(np.abs(gap) <= tie, 0.5, gap > 0).mean() for gap in gaps]))
 
 
 def accuracy(scores: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float, float]:

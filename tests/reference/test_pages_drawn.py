@@ -8,6 +8,7 @@ all random numbers moved up and down by 1e-5. If that changes it too, the compar
 """
 
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -39,13 +40,13 @@ CHAIN = {
     "alpha": [1.0, 2.0, 4.0, 0.5, 2.7], "proposal_temperature": [None, None, 0.4, 1.3], "block": [1, 2, 3, 5, 9],
     "steps": [0, 1, 2, 3, 5], "max_new_tokens": [1, 2, 4, 5, 7], "cut": ["record", "horizon", "entropy"],
     "entropy_power": [4.0, 1.0, 0.5], "entropy_floor": [0.0, 0.1], "first_divergence_skip": [True, True, False],
-    "early_reject": [True, True, False], "prefetch": [0, 0, 1, 3],
+    "early_reject": [True, True, False], "prefetch": [0, 0, 1, 3], "anneal": [None],
 }  # fmt: skip
 VALUES = {  # of every field of every config
     "generate": {"max_new_tokens": [1, 3, 7, 12], **LAW},
     "best_of_n": {"n": [1, 2, 5], "max_new_tokens": [1, 3, 6], **LAW, "reward": [log_probability, length_normalized]},
     "adaptive_best_of_n": {"mu": [0.2, 1.0, 3.0], "max_draws": [1, 4, 12], "max_new_tokens": [1, 3, 6], **LAW},
-    "power_sampling": CHAIN,
+    "power_sampling": {**CHAIN, "alpha": [*CHAIN["alpha"], math.inf], "anneal": [None, None, 0.5, 1.0]},
     "multiple_try": {**CHAIN, "prefetch": [0], "tries": [1, 2, 3]},
     "parallel_tempering": {
         **CHAIN, "proposal_temperature": [None], "prefetch": [0], "alpha": [2.0, 4.0, 8.0], "rungs": [1, 2, 3, 4],
@@ -54,7 +55,7 @@ VALUES = {  # of every field of every config
     "power_smc": {
         "alpha": [1.0, 2.0, 4.0, 0.5], "particles": [1, 2, 3, 6], "proposal_temperature": [None, None, 0.5, 1.4],
         "max_new_tokens": [1, 3, 5, 8], "ess_threshold": [0.0, 0.5, 0.8, 1.0, 2.0],
-        "resampling": ["systematic", "multinomial"], "ramp": [0, 0, 1, 3],
+        "resampling": ["systematic", "multinomial", "chopthin"], "ramp": [0, 0, 1, 3], "eta": [4.0, 5.8],
     },
     "lookahead": {
         "alpha": [1.0, 2.0, 4.0, 0.5], "max_new_tokens": [1, 2, 4, 6], "candidates": [None, 1, 2, 3],
@@ -70,6 +71,10 @@ def settle(name, drawn):
     if name == "parallel_tempering" and drawn["ladder"]:
         low, alpha, K = 0.5 if drawn["ladder"] == "low" else 1.0, drawn["alpha"], drawn["rungs"]
         drawn["ladder"] = tuple(np.linspace(low, alpha, K)) if K > 1 else (alpha,)
+    if name == "power_sampling" and drawn["alpha"] == math.inf:
+        drawn["proposal_temperature"] = drawn["proposal_temperature"] or 0.7
+    if name == "power_sampling" and drawn["anneal"]:
+        drawn["anneal"] = min(drawn["anneal"], drawn["alpha"])
     if name == "power_smc":
         drawn["ramp"] = min(drawn["ramp"], drawn["max_new_tokens"])
     if name == "lookahead" and drawn["chunk"] is None:
@@ -130,7 +135,7 @@ def test_every_field_of_every_config_is_varied():
         fields = {field.name for field in dataclasses.fields(PAGES[name].config)}
         assert fields == {*VALUES[name]}, name
         fixed = {field for field, values in VALUES[name].items() if len({*map(str, values)}) < 2}
-        assert fixed <= {"prefetch", "proposal_temperature"}, (name, fixed)  # refused by tries and ladders
+        assert fixed <= {"prefetch", "proposal_temperature", "anneal"}, (name, fixed)  # refused by tries and ladders
 
 
 # -- what is compared --------------------------------------------------------------------------------------------------
@@ -244,6 +249,25 @@ def test_the_engine_returns_the_pages_tokens(name, part, request):
     if part % 2:
         request.getfixturevalue("shrunk")
     counts = compare(name, range(part * CHUNK, (part + 1) * CHUNK))
+    assert counts["stopped"] * STOPS <= counts["asked"]
+
+
+@pytest.mark.parametrize("cut", ["record", "horizon", "entropy"])
+def test_ties_at_infinity(cut):
+    """A table whose probabilities are powers of two: many records are equally likely, and not under the proposal."""
+    table = np.array([[0.25, 0.25, 0.5], [0.5, 0.25, 0.25], [0.125, 0.375, 0.5]])
+    model = TabularLM.markov(table, torch.float32)
+    fixed = {"alpha": math.inf, "proposal_temperature": 0.7, "steps": 9, "cut": cut, "anneal": None, "block": 5,
+             "max_new_tokens": 5, "entropy_floor": 0.1}  # fmt: skip
+    counts = compare("power_sampling", range(4), fixed=fixed, requests=30, model=model, stop_ids=[0])
+    assert counts["stopped"] * STOPS <= counts["asked"]
+
+
+def test_chopthin_with_uneven_weights():
+    """Resampled after every token, from the model itself: particles are thinned and chopped."""
+    fixed = {"resampling": "chopthin", "ess_threshold": 2.0, "proposal_temperature": 1.0, "particles": 6, "eta": 4.0,
+             "max_new_tokens": 8, "ramp": 0}  # fmt: skip
+    counts = compare("power_smc", range(CHUNK), fixed=fixed)
     assert counts["stopped"] * STOPS <= counts["asked"]
 
 

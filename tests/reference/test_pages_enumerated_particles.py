@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from reference import power_smc as S
 from reference.power_smc import SMCConfig, power_smc_page
 from tests.reference.small_worlds import EXACT, WORLDS, assert_same, gap, mutated
 from theory.exact_law import CHOICE, Enumerated, runs
-from theory.particles import cloud, second_moment
+from theory.particles import chopthin, cloud, second_moment
 
 pytestmark = pytest.mark.usefixtures("remember")
 
@@ -50,6 +51,7 @@ def assert_cloud(world, config, page=power_smc_page):
     exact = cloud(
         world.law[2], horizon=config.max_new_tokens, alpha=config.alpha, particles=config.particles, ramp=alphas,
         tau=config.proposal_temperature, kappa=config.ess_threshold, resampling=config.resampling,
+        eta=config.eta,
     )  # fmt: skip
     records, logp, _ = world.law
     assert exact.records == records
@@ -81,6 +83,53 @@ def test_the_cloud_is_theorys_and_without_bias(name, change, measured):
     unbiased, law, _ = assert_cloud(WORLDS[name], settings(WORLDS[name], **change))
     measured("max |E[Ẑ Σ W f/ΣW] - Σ p^α f|", unbiased, EXACT)
     measured("max |law of the returned particle - theory|", law, EXACT)
+
+
+CHOPPED = [
+    ("pivot", {"proposal_temperature": 1.0}), ("ties", {}), ("short", {"particles": 3, "proposal_temperature": 1.0}),
+    ("fork", {"particles": 3, "eta": 4.0, "proposal_temperature": 1.0}), ("fork", {"particles": 3, "ramp": 2}),
+    ("ties", {"ess_threshold": 0.7, "proposal_temperature": 1.0, "eta": 4.0}),
+]  # fmt: skip
+
+
+@pytest.mark.claim("P33")
+@pytest.mark.parametrize(("name", "change"), CHOPPED)
+def test_chopthin_clouds_are_theorys_and_without_bias(name, change, measured):
+    """Their weights are unequal after resampling, and Ẑ takes that into account."""
+    unbiased, law, _ = assert_cloud(WORLDS[name], settings(WORLDS[name], resampling="chopthin", **change))
+    measured("max |E[Ẑ Σ W f/ΣW] - Σ p^α f|", unbiased, EXACT)
+    measured("max |law of the returned particle - theory|", law, EXACT)
+
+
+CHOP_MUTANTS = {
+    "equal weights": ("math.log(divided[a] / ancestors.count(a)) for", "0.0 for", {}),
+    "every child has all": ("math.log(divided[a] / ancestors.count(a))", "math.log(divided[a])", {}),
+    "shares in place of h": ("chance.ancestors(h,", "chance.ancestors(share,", {}),
+    "drawn independently": ('"systematic" if chops', '"multinomial" if chops', {}),
+}  # fmt: skip
+
+
+@pytest.mark.claim("P33")
+@pytest.mark.parametrize("mutant", CHOP_MUTANTS)
+def test_wrong_chopthin_is_caught(mutant):
+    right, wrong, change = CHOP_MUTANTS[mutant]
+    world = WORLDS["fork"]
+    config = settings(world, resampling="chopthin", eta=4.0, proposal_temperature=2.0, **change)
+    assert_cloud(world, config)
+    with pytest.raises(AssertionError):
+        assert_cloud(world, config, mutated(power_smc_page, right, wrong))
+
+
+def test_chopthin_is_theorys():
+    """By bisection in the code, by interpolation in theory; with weights of 0, and equal ones."""
+    rng = np.random.default_rng(1)
+    for n, eta in ((1, 4.0), (2, 5.8), (5, 4.0), (16, 3 + 8**0.5), (64, 40.0)):
+        for power in (0.3, 2.0, 9.0):
+            weights = rng.random(n) ** power * (rng.random(n) < 0.8)
+            weights[0] += 0.1
+            share = weights / weights.sum()
+            for found, exact in zip(S.chopthin(torch.from_numpy(share), eta), chopthin(n * share, eta)):
+                assert_same(found.numpy(), exact)
 
 
 def test_some_clouds_are_resampled_and_some_are_not():

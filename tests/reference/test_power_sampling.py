@@ -267,7 +267,10 @@ def test_diagnostics_say_what_happened():
     ("change", "message"),
     [
         ({"alpha": 0.0}, "alpha is 0.0"),
-        ({"alpha": math.inf}, "alpha is inf"),
+        ({"alpha": math.inf}, "proposal_temperature is None"),
+        ({"alpha": 2.0, "anneal": 3.0}, "anneal is 3.0"),
+        ({"anneal": math.inf}, "anneal is inf"),
+        ({"anneal": 0.0}, "anneal is 0.0"),
         ({"proposal_temperature": 0.0}, "proposal_temperature is 0.0"),
         ({"block": 0}, "block is 0"),
         ({"steps": -1}, "steps is -1"),

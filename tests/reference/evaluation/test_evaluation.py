@@ -20,11 +20,12 @@ from reference.evaluation.evaluate import evaluate
 from reference.evaluation.graders import make_grader
 from reference.evaluation.report import report
 from reference.evaluation.results import Results, merge
-from reference.evaluation.statistics import accuracy, pass_at_k
+from reference.evaluation.statistics import accuracy, pass_at_k, win_rate
 from reference.evaluation.tasks import Task, parse_shard
 from reference.power_sampling import PowerConfig, power_sample
 from reference.text.text_model import TextModel
 from tests.conftest import ROOT
+from theory.best_of_n import best_of_n_law
 from toy.relay import make_problems
 
 
@@ -55,6 +56,30 @@ def test_shares_get_an_interval_of_their_mean():
         accuracy([])
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         accuracy([0.5, 2.0])
+
+
+def test_a_win_rate_counts_ties_half():
+    assert win_rate([[1.0, 3.0], [0.0]], [[2.0], [0.0, 1.0, -1.0]]) == 0.5 * (0.5 + 0.5)
+    assert win_rate([[1.0]], [[1.0 + 1e-7]]) == 0.5 and win_rate([[1.0]], [[1.0 + 1e-5]]) == 0.0
+    for ours, base in (([], []), ([[1.0]], []), ([[]], [[1.0]])):
+        with pytest.raises(ValueError, match="a win rate needs"):
+            win_rate(ours, base)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 50])
+def test_best_of_n_wins_as_often_as_its_law_says(n):
+    """Σ π_N(y) (F(r_y−) + π{r = r_y}/2), from its exact law; below N/(N + 1), nearly met without large ties."""
+    rng = np.random.default_rng(n)
+    rates = []
+    for k in (3, 8, 400):
+        probs = rng.dirichlet(np.full(k, 5.0))
+        rewards = np.log(probs)
+        law = best_of_n_law(probs, rewards, n)
+        wins = np.array([[win_rate([[a]], [[b]]) for b in rewards] for a in rewards]) if k < 100 else (
+            (rewards[:, None] > rewards) + 0.5 * (rewards[:, None] == rewards))  # fmt: skip
+        rates.append(float(law @ wins @ probs))
+        assert rates[-1] <= n / (n + 1) + 1e-12
+    assert rates[-1] >= 0.98 * n / (n + 1)
 
 
 def test_answers_are_found_and_compared():

@@ -190,14 +190,14 @@ def test_two_cannot_write_one_file(tmp_path):
 # The report
 
 
-def write(path, right, *, n=4, settings=(), shard=(0, 1), ids=None, tokens=10):
+def write(path, right, *, n=4, settings=(), shard=(0, 1), ids=None, tokens=10, logp=lambda i, j: -2.0):
     """A file of results: problem i has right[i] right ones of n responses; its wrong ones are unreadable, and cut."""
     with Results(path, {"model": "/a/m", "task": "t", "problems": 4, **dict(settings)}, shard) as results:
         results.append([
             {"index": i, "id": id, "prompt": "?",
              "cost": {"decoded_tokens": n * tokens, "sequential_tokens": tokens}, "responses": [
-                {"text": "", "tokens": [], "logp": [-1.0, -2.0], "finished": j < k, "answer": "1" if j < k else None,
-                 "right": j < k} for j in range(n)]}
+                {"text": "", "tokens": [], "logp": [-1.0, logp(i, j)], "finished": j < k,
+                 "answer": "1" if j < k else None, "right": j < k} for j in range(n)]}
             for i, (id, k) in enumerate(zip(ids or range(4), right))
         ])  # fmt: skip
     return path
@@ -249,6 +249,22 @@ def test_a_device_or_a_pipe_holds_no_results(place, tmp_path, task):
 
 def test_times_of_two_files_are_two():
     assert times_of("tc") != times_of("tc.jsonl")
+
+
+def test_wins_are_over_draws_of_the_model_itself(tmp_path):
+    """Of the pairs of each problem that both have; not over draws at another temperature, or filtered."""
+    drawn = {"method": "sample", "temperature": 1.0, "top_k": None, "top_p": None}
+    base = write(tmp_path / "b.jsonl", [1, 0], n=2, settings=drawn, ids="ab", logp=lambda i, j: [-2.0, -4.0][j])
+    cold = write(tmp_path / "c.jsonl", [1, 0], n=1, settings={**drawn, "temperature": 0.5}, ids="ab")
+    best = write(tmp_path / "d.jsonl", [1, 1, 0], n=2, settings={"method": "best-of-n"}, ids="abc",
+                 logp=lambda i, j: [[-1.0, -3.0], [-2.0, -5.0], [-9.0, -9.0]][i][j])  # fmt: skip
+    rows = report([base, cold, best]).rows
+    assert [row["wins"] for row in rows] == [None, 0.75, ((1 + 1 + 0 + 1) / 4 + (0.5 + 1 + 0 + 0) / 4) / 2]
+    text = str(report([base, cold, best]))
+    assert "wins over the base |" in text and "| 75.0 % |" in text and "| 56.2 % |" in text
+    top = write(tmp_path / "t.jsonl", [1, 0], n=2, settings={**drawn, "top_k": 5}, ids="ab")
+    assert [row["wins"] for row in report([cold, top, best]).rows] == [None] * 3
+    assert "wins" not in str(report([cold, best]))
 
 
 def test_lift_is_over_the_problems_that_both_have(tmp_path):
