@@ -187,8 +187,8 @@ def measure_toy() -> dict:
             tokens.append(cost.decoded_tokens)
         found[name] = {"accuracy": float(np.mean(right)), "seeds": list(map(float, right)),
                        "logp": float(np.mean(logp)), "tokens": float(np.mean(tokens))}  # fmt: skip
-    samples = [world.sample(T.SAMPLES) for world in seeds]
-    found["length"] = {"tokens": float(np.mean([each.lengths.double().mean() for each in samples]))}
+    drawn = [world.sample(T.SAMPLES) for world in seeds]
+    found["length"] = {"tokens": float(np.mean([each.lengths.double().mean() for each in drawn]))}
     return found
 
 

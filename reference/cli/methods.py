@@ -30,7 +30,7 @@ from reference.multiple_try import multiple_try as try_often
 from reference.parallel_distill_refine import PDRConfig, parallel_distill_refine
 from reference.parallel_tempering import TemperingConfig, parallel_tempering
 from reference.power_sampling import PowerConfig, power_sample
-from reference.power_smc import SMCConfig, power_smc
+from reference.power_smc import SMCConfig, power_smc, steps_enough
 from reference.self_reward import consensus, length_normalized, log_probability, majority_vote, model_as_judge
 from reference.self_verified_distillation import SVDConfig
 from reference.sequential_refinement import sequential_refinement
@@ -126,14 +126,37 @@ def _rewards(asked: Asked) -> dict[str, Callable[[Samples], Tensor]]:
             "judge": judge}  # fmt: skip
 
 
-def power(asked: AskedOften, config: PowerConfig) -> Answers:
+def power(
+    asked: AskedOften,
+    config: PowerConfig,
+    certify: Annotated[bool, arg(help="draw nothing; say how many steps a block are enough on each prompt")] = False,
+) -> Answers | None:
     """Draw from p^α by Metropolis-Hastings, with no training (2510.14901).
 
     Example: sharpen power "4 + 10 + 9 x 7 x 7 x 2" --alpha 4 --block 24 --steps 400 --max-new-tokens 24
     Example: sharpen power "4 + 10 + 9 x 7 x 7 x 2" --alpha inf --proposal-temperature 0.5 --max-new-tokens 24
     Page: power_sampling
     """
-    return asked.draw(power_sample, config, samples_per_prompt=asked.n)
+    if not certify:
+        return asked.draw(power_sample, config, samples_per_prompt=asked.n)
+    for i, steps in enumerate(_steps_enough(asked, config), 1):
+        promise = f"nothing can be promised below {MANY_STEPS:,} steps a block"
+        if steps <= MANY_STEPS:
+            promise = f"{steps:,.0f} steps a block are enough for a total variation of .05 to p^{config.alpha:g}"
+        print(f"prompt {i}: {promise} (confidence .95)")
+    return None
+
+
+MANY_STEPS = 10**9  # that nobody will make
+
+
+def _steps_enough(asked: Asked, config: PowerConfig) -> list[float]:
+    """For each prompt, by a cloud of 64 particles."""
+    model, first = asked.speaker.model, [sampling.next_logits(asked.speaker.model, p, ()) for p in asked.prompts]
+    steps_enough(0.0, first[0].log_softmax(-1), config)  # what it refuses is refused before anything is drawn
+    cloud = SMCConfig(config.alpha, 64, config.proposal_temperature, config.max_new_tokens)
+    log_z = power_smc(model, asked.prompts, cloud, **asked.drawing).log_normalizer[:, 0].tolist()
+    return [steps_enough(z, logits.log_softmax(-1), config) for z, logits in zip(log_z, first)]
 
 
 @dataclass(frozen=True)

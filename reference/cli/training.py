@@ -200,7 +200,7 @@ def train_xpo(asked: Asked, config: RLHFConfig, fitting: FitConfig, training: Tr
     training.run(asked, learn, config=config, fitting=fitting)
 
 
-def graded(asked: Asked, grading: Grading) -> tuple[str, RewardFunction, str]:
+def _graded(asked: Asked, grading: Grading) -> tuple[str, RewardFunction, str]:
     """The grader's name, the reward by it of what is asked, and a digest of the answers. ValueError: no answers."""
     named = grading.grader or FORMATS[asked.input.format or "plain"].grader
     if named == "none":
@@ -236,7 +236,7 @@ def train_grpo(
     Example: sharpen train grpo --model smollm2 --file problems.jsonl --grader numeric --out runs/grpo --group 8
     Page: grpo
     """
-    named, reward, answers = graded(asked, grading)
+    named, reward, answers = _graded(asked, grading)
 
     def learn(here: Processes, state: Path) -> dict[str, Any]:
         speaker = asked.speaker
@@ -259,7 +259,7 @@ def train_rl(
     Example: sharpen train rl --file problems.txt --out runs/rl --reward self --beta 0.5 --no-lora --rate 1e-4
     Page: policy_gradient
     """
-    named, reward, answers = graded(asked, grading) if config.reward == "grader" else (None, None, None)
+    named, reward, answers = _graded(asked, grading) if config.reward == "grader" else (None, None, None)
     if grading.grader and reward is None:
         raise ValueError(f"grader {grading.grader!r} judges nothing where --reward is self; drop one of them")
 

@@ -9,7 +9,8 @@ import torch
 
 import reference.power_smc as P
 from reference.engine.particles import Clouds
-from reference.power_smc import SMCConfig, power_smc
+from reference.power_sampling import PowerConfig
+from reference.power_smc import SMCConfig, power_smc, steps_enough
 from reference.sampling import generate
 from tests.assertions import assert_categorical, assert_close, assert_mean, assert_same_samples
 from tests.reference.test_power_sampling import PROMPTS, STOPS, WORLD, counts
@@ -154,3 +155,34 @@ def test_bad_settings_are_refused_in_one_clear_line(change, message):
     with pytest.raises(ValueError, match=message) as error:
         draw(dataclasses.replace(CONFIG, **change), 1)
     assert "\n" not in str(error.value)
+
+
+# -- steps that are enough ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.claim("P34")
+@pytest.mark.parametrize(("alpha", "tau"), [(1.0, None), (4.0, None), (4.0, 0.5), (2.0, 1.0)])
+def test_steps_that_are_enough_are_theorys(alpha, tau):
+    from theory import certificate
+
+    first = torch.tensor([0.6, 0.3, 0.1, 0.0], dtype=torch.float64)
+    power, log_z = PowerConfig(alpha, tau, max_new_tokens=7), -3.0
+    log_w = certificate.first_factor(first.numpy(), alpha, power.temperature)
+    wanted = certificate.steps_enough(certificate.with_confidence(log_z, 0.02), 7, 0.1, log_w)
+    assert steps_enough(log_z, first.log(), power, tv=0.1, miss=0.02) == wanted > 10
+    assert steps_enough(-1e4, first.log(), power) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("power", "message"),
+    [
+        (PowerConfig(0.5, max_new_tokens=7), "alpha 0.5 and proposal temperature 2:"),
+        (PowerConfig(4.0, 0.2, max_new_tokens=7), "temperatures from 1/alpha to 1"),
+        (PowerConfig(4.0, 1.5, max_new_tokens=7), "temperatures from 1/alpha to 1"),
+        (PowerConfig(math.inf, 0.5, max_new_tokens=7), "a finite alpha of at least 1"),
+        (PowerConfig(4.0, max_new_tokens=7, cut="entropy"), "cut is 'entropy'"),
+    ],
+)
+def test_where_no_number_of_steps_is_known(power, message):
+    with pytest.raises(ValueError, match=message):
+        steps_enough(-3.0, torch.zeros(3), power)

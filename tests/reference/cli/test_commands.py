@@ -821,3 +821,17 @@ def test_a_bare_stub_has_its_usual_stops(run, tmp_path):
         head, line = map(json.loads, out.read_text().splitlines())
         assert head["settings"]["stop"] == stops and head["settings"]["prompt_style"] == "bare"
         assert line["prompt"] == "1 + 1 + 1"
+
+
+def test_a_chain_is_certified(run):
+    """In one step where nothing is left to chance; in none that anybody makes where texts are long and unlikely."""
+    told = run("power", QUESTIONS[0], "--max-new-tokens", "18", "--certify").strip()
+    assert re.fullmatch(r"prompt 1: [\d,]+ steps a block are enough for a total variation of .05 to p\^4 .*", told)
+    lower = int(re.search(r"1: ([\d,]+)", run("power", QUESTIONS[0], "--max-new-tokens", "18", "--alpha", "2",
+                                              "--certify"))[1].replace(",", ""))  # fmt: skip
+    assert 1000 < lower < int(re.search(r"1: ([\d,]+)", told)[1].replace(",", ""))
+    assert "nothing can be promised below 1,000,000,000 steps" in run(
+        "power", QUESTIONS[0], "--max-new-tokens", "18", "--alpha", "40", "--certify"
+    )
+    run("power", QUESTIONS[0], "--max-new-tokens", "18", "--alpha", "0.5", "--certify", code=2)
+    assert "a finite alpha of at least 1" in run.err
