@@ -226,6 +226,44 @@ def assert_exact_bounds(bound: Callable = ex.coverability_bound, measured: Measu
         measured(f"λ = {share:g} f_max²", exact, limit)
 
 
+def in_turn(dim: int, rounds: int, regulariser: float) -> float:
+    """The sum over D policies with orthogonal differences of length 1, f_k constant on its own: visited in turn, the
+    n-th visit of each costs 1/λ, 1, 1/2, 1/3, .."""
+    return float(ex.sec(np.eye(dim), np.eye(dim), np.arange(rounds) % dim, regulariser).sum())
+
+
+def assert_reached(linear: Callable = ex.linear_bound, general: Callable = ex.coverability_bound, measured=ignore):
+    """The bounds hold there, within a factor 1.6 and 4; a bound without log T does not."""
+    for dim, times in itertools.product((1, 2, 10), (1, 2, 5, 200)):
+        assert in_turn(dim, dim * times, 1.0) <= linear(dim, dim * times, 1.0)
+    nearest = in_turn(10, 20, 1.0) / linear(10, 20, 1.0)
+    general_ratio = in_turn(10, 10, 1e-3) / general(10, 1.0, 10, 1e-3)
+    measured("D orthogonal directions twice each / the linear bound", nearest, 1)
+    measured("D orthogonal directions once each, λ = .001 f_max² / the general bound", general_ratio, 1)
+    assert 0.6 < nearest <= 1 and 0.24 < general_ratio <= 1
+    for first in (100, 200):  # ten times the rounds cost D ln 10 more
+        more = in_turn(5, 10 * first, 1.0) - in_turn(5, first, 1.0)
+        assert more == pytest.approx(5 * math.log(10), rel=0.05)
+
+
+@pytest.mark.claim("T22")
+def test_sec_bounds_are_reached(measured: Measured) -> None:
+    assert_reached(measured=measured)
+
+
+@pytest.mark.claim("T22")
+def test_sec_bounds_reached_mutants() -> None:
+    def no_log(dim, rounds, k):
+        return 2 * ex.linear_bound(dim, dim, k)
+
+    def half(dim, rounds, k):
+        return ex.linear_bound(dim, rounds, k) / 2
+
+    for mutant in ({"linear": no_log}, {"linear": half}, {"general": lambda *told: ex.coverability_bound(*told) / 5}):
+        with pytest.raises(AssertionError):
+            assert_reached(**mutant)
+
+
 @pytest.mark.claim("T22")
 def test_coverability_bounds_the_exact_sec(measured: Measured) -> None:
     assert_exact_bounds(measured=measured)
