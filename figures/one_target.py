@@ -25,12 +25,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from figures import _real as R
 from figures import _training as T
+from figures._style import BY_METHOD, GREY, tidy
 from figures.power_samplers import ALPHA, worlds
 from figures.real_training import ALL, FAMILY, FIT, MEASURED, measure
 from reference.interface import Cost
@@ -221,3 +223,112 @@ def compute() -> dict:
                                       **read["training_preference"]["ways"]},
                      "real samplers": read["real_power"]["cells"][FAMILY]["chat"]["methods"],
                      "real learners": read["real_training"]["forms"]["chat"]}}  # fmt: skip
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------
+
+COLOURS = {
+    "power": BY_METHOD["power"], "smc": BY_METHOD["smc"], "lookahead g": BY_METHOD["lookahead"],
+    "best-of-N": BY_METHOD["best-of-N"], "low temperature": BY_METHOD["low temperature"],
+    "self-distillation": BY_METHOD["sft"], "policy gradient": BY_METHOD["grpo"], "DPO": BY_METHOD["dpo"],
+    "XPO": BY_METHOD["tempering"], "SFT": BY_METHOD["one response"],
+}  # fmt: skip
+NAMES = {"power": "power sampling", "smc": "particles", "lookahead g": "look-ahead",
+         "low temperature": "temperature 1/α", "SFT": "SFT on best-of-N"}  # fmt: skip
+TOY = {"power": "power", "smc": "smc", "lookahead g": "lookahead g", "log-probability": "best-of-N",
+       "low temperature": "low temperature"}  # fmt: skip
+REAL = {"power": "power", "best": "best-of-N", "cold": "low temperature"}
+REAL_LEARNERS = {"dpo": "DPO", "xpo": "XPO", "sft": "SFT"}
+
+
+def points(result: dict, place: str) -> list[tuple[str, float, float, float]]:
+    """(way, decoded tokens of an answer, mean log p, accuracy) on the toy or the real model."""
+    read, rows = result["read"], []
+    learned = result[place]
+    if place == "toy":
+        for method, way in TOY.items():
+            for row in read["toy samplers"][method].values():
+                rows.append((way, row["decoded"], row["logp"][0], row["accuracy"][0]))
+        for way in ("SFT", "DPO", "XPO"):
+            row = read["toy learners"][way]
+            rows.append((way, learned["length"]["tokens"], row["logp"], row["accuracy"]["all"][0]))
+        rows += [(way, learned["length"]["tokens"], learned[way]["logp"], learned[way]["accuracy"]) for way in LEARNED]
+    else:
+        for method, way in REAL.items():
+            row = read["real samplers"][method]
+            rows.append((way, row["decoded"], row["logp"], row["accuracy"][0]))
+        pairs = [*((way, read["real learners"][name]) for name, way in REAL_LEARNERS.items()),
+                 *((way, learned[way]) for way in LEARNED)]  # fmt: skip
+        rows += [(way, row["tokens"], row["logp under the base"], row["accuracy"][0]) for way, row in pairs]
+    return rows
+
+
+def base_of(result: dict, place: str) -> tuple[float, float]:
+    """Mean log p and accuracy of one response of the model as it is."""
+    if place == "toy":
+        row = result["read"]["toy samplers"]["log-probability"]["1"]
+        return row["logp"][0], row["accuracy"][0]
+    row = result["read"]["real samplers"]["temperature 1"]
+    return row["logp"], row["accuracy"][0]
+
+
+def table(result: dict) -> str:
+    world = result["world"]
+    lines = [f"a world of 64 texts: total variation to p^4 (one response: {world['base']:.3f}; its greedy tokens, 1/α: "
+             f"{world['samplers']['low temperature'][0][1]:.3f})"]  # fmt: skip
+    for name in ("power", "smc", "lookahead g", "best-of-N"):
+        kept = "  ".join(f"{tokens:.0f}: {tv:.3f}" for tokens, tv in world["samplers"][name])
+        lines.append(f"{NAMES.get(name, name):18} tokens an answer  {kept}")
+    for name, rows in world["learned"].items():
+        kept = "  ".join(f"{tokens:.0f}: {tv:.3f}" for tokens, tv, _ in rows)
+        lines.append(f"{name:18} tokens to learn   {kept}")
+    for place, title in (("toy", "the toy model"), ("real", "SmolLM2-135M, products as chat")):
+        logp, accuracy = base_of(result, place)
+        lines += [
+            "",
+            f"{title + f': one response {logp:.1f}, {accuracy:.2f}':50}{'tokens':>8}{'log p':>9}{'accuracy':>10}",
+        ]
+        for way, tokens, logp, accuracy in points(result, place):
+            lines.append(f"{NAMES.get(way, way):50}{tokens:8.0f}{logp:9.2f}{accuracy:10.2f}")
+    return "\n".join(lines)
+
+
+def draw(result: dict) -> dict:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
+    world = result["world"]
+    for name, marker in (("power", "o"), ("smc", "^"), ("lookahead g", "v"), ("best-of-N", "X")):
+        tokens, tv = np.array(world["samplers"][name]).T
+        left.plot(tokens, tv, f"{marker}-", color=COLOURS[name], label=NAMES.get(name, name))
+    for name, rows in world["learned"].items():
+        tokens, tv, spread = np.array(rows).T
+        right.plot(tokens, tv, "o-", color=COLOURS[name], label=name)
+        right.fill_between(tokens, tv - spread, tv + spread, color=COLOURS[name], alpha=0.12, linewidth=0)
+    for axis in (left, right):
+        axis.axhline(world["base"], color=GREY, linewidth=0.8, linestyle=":")
+        axis.axhline(world["samplers"]["low temperature"][0][1], color=GREY, linewidth=0.8, linestyle="--")
+        axis.set(xscale="log", yscale="log", ylim=(1e-4, 1))
+        axis.legend(fontsize=9)
+    left.set(xlabel="decoded tokens for an answer", ylabel="total variation to p^4", title="Sampling")
+    right.set(xlabel="tokens drawn to learn from (an answer then costs 6)", title="Learning (band: seeds)")
+    tidy(left, right)
+    figure.suptitle("One target, a world of 64 texts. Dotted: one response; dashed: temperature 1/α")
+    second, grid = plt.subplots(2, 2, figsize=(12, 7.6), layout="constrained", sharex="row")
+    for row, (place, title) in zip(grid, (("toy", "toy model"), ("real", "SmolLM2-135M, products as chat"))):
+        base = base_of(result, place)
+        for axis, column, what in zip(row, (2, 3), ("mean log p under the base", "accuracy")):
+            found: dict[str, list] = {}
+            for each in points(result, place):
+                found.setdefault(each[0], []).append((each[1], each[column]))
+            for way, pairs in found.items():
+                tokens, values = np.array(pairs).T
+                marker = "*" if way in (*LEARNERS, "SFT") else "o"
+                axis.plot(tokens, values, f"{marker}-", color=COLOURS[way], markersize=11 if marker == "*" else 6)
+                axis.annotate(NAMES.get(way, way), (tokens[-1], values[-1]), fontsize=8, color=COLOURS[way],
+                              xytext=(6, 4), textcoords="offset points")  # fmt: skip
+            axis.axhline(base[column - 2], color=GREY, linewidth=0.8, linestyle=":")
+            axis.set(xscale="log", ylabel=what, title=title)
+            tidy(axis)
+    for axis in grid[1]:
+        axis.set_xlabel("decoded tokens for an answer")
+    second.suptitle("What an answer costs, and what it is worth. Stars: learned; dotted: one response")
+    return {"": figure, "models": second}
