@@ -9,6 +9,14 @@ probability
     min(1, exp((α_{k+1} - α_k) (log p(x) - log p(y)))),       in detailed balance with π_k(x) π_{k+1}(y).
 
 Both keep Π_k π_k, so do rounds of them, and rung k of a draw of it has the distribution π_k. claim P17
+
+When a ladder cannot hurt. Let the record y above the cold rung be an exact draw of π_{K−1} that is independent of the
+cold record: so it is in the first round of (1, α), whose hot rung begins with a draw of p, and in every round if the
+hot rung is drawn anew each time. Then the swap moves the cold record by the kernel S of an independence sampler with
+proposal π_{K−1} (`fresh_swap`), which is reversible with respect to π_K, and a round of the cold rung is K S. A kernel
+that keeps π_K never increases the total variation to it: TV(μ K S, π_K) ≤ TV(μ K, π_K). And in L²(π_K), on functions
+of mean 0, ‖K S‖ ≤ ‖K‖ ‖S‖ ≤ ‖K‖ = max |λ|: the rate is never worse. As ladders are run neither condition holds beyond
+the first round, or for a middle rung in any: they may be farther, and sometimes are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,6 +58,12 @@ def swap(joint: Law, logp: Law, alphas: Sequence[float], rung: int) -> Law:
     joint = np.moveaxis(joint, (rung, rung + 1), (-2, -1))
     swapped = joint * swap_chance(logp, alphas[rung], alphas[rung + 1])
     return np.moveaxis(joint - swapped + swapped.swapaxes(-1, -2), (-2, -1), (rung, rung + 1))
+
+
+def fresh_swap(logp: Law, low: float, high: float) -> Law:
+    """S [n, n]: the colder record after a swap with an independent draw of p^low, normalised."""
+    moves = power.power_law(logp, low) * swap_chance(logp, low, high).T
+    return moves + np.diag(1 - moves.sum(1))
 
 
 def swap_rate(logp: Law, low: float, high: float) -> float:

@@ -176,6 +176,89 @@ def test_cold_curve_mutants(chance: Callable[[Law, float, float], Law], monkeypa
         assert_cold_curve()
 
 
+def assert_fresh_draws_cannot_hurt(fresh: Callable[[Law, float, float], Law], measured: Measured = ignore) -> None:
+    """S keeps p^4 in detailed balance; the first round of (1, 4) is K S; K S is never farther, nor slower."""
+    first, slower = 0.0, 0.0
+    for w in [two_modes(), *worlds()]:
+        cold, target = mc.chain(w.conditionals, horizon=w.horizon, alpha=4.0), w.law(4.0)
+        swap = fresh(w.logp, 1.0, 4.0)
+        assert np.abs(swap.sum(1) - 1).max() < SAME and np.abs(target @ swap - target).max() < SAME
+        assert np.abs(target[:, None] * swap - (target[:, None] * swap).T).max() < SAME
+        laws = tempering.rounds(tempering.rungs(w.conditionals, [1.0, 4.0], horizon=w.horizon), w.logp, [1.0, 4.0])
+        _, joint = next(laws), next(laws)
+        first = max(first, np.abs(tempering.marginal(joint, -1) - cold.initial @ cold.kernel @ swap).max())
+        assert first < SAME, "the first round"
+        rng = np.random.default_rng(0)
+        for law in (cold.initial, *rng.dirichlet(np.ones(len(target)), size=5)):
+            for _ in range(5):
+                alone, law = law @ cold.kernel, law @ cold.kernel @ swap
+                assert mc.total_variation(law, target) <= mc.total_variation(alone, target) + SAME
+        root = np.sqrt(target)
+        norm = np.linalg.norm(root[:, None] * (cold.kernel @ swap - target) / root, 2)
+        slower = max(slower, norm / (1 - mc.spectral_gap(cold.kernel)))
+        assert slower <= 1 + SAME
+    measured("the first round of (1, 4) − K S", first, SAME)
+    measured("‖K S‖ / ‖K‖", slower, 1)
+
+
+@pytest.mark.claim("P17")
+def test_fresh_draws_cannot_hurt(measured: Measured) -> None:
+    assert_fresh_draws_cannot_hurt(tempering.fresh_swap, measured)
+
+
+@pytest.mark.claim("P17")
+def test_fresh_draws_mutants() -> None:
+    def from_the_proposal(logp: Law, low: float, high: float) -> Law:
+        return tempering.fresh_swap(logp, low + 1, high)
+
+    def always(logp: Law, low: float, high: float) -> Law:
+        return np.tile(np.exp(logp), (len(logp), 1))
+
+    for wrong in (from_the_proposal, always):
+        with pytest.raises(AssertionError):
+            assert_fresh_draws_cannot_hurt(wrong)
+
+
+FAMILIES = [(2, 3, 100), (2, 2, 150), (3, 2, 150)]  # vocabulary, horizon, seeds
+
+
+def farther(alphas: Sequence[float], families: Sequence[tuple[int, int, int]] = FAMILIES) -> tuple[int, float]:
+    """Seeded worlds in which the cold rung is farther than a single chain after one of ten rounds; by how much."""
+    count, most = 0, 0.0
+    for vocab, horizon, seeds in families:
+        for seed in range(seeds):
+            w = world(seed, vocab, horizon)
+            ahead = (cold_curve(w, alphas, 10) - cold_curve(w, [4.0], 10)).max()
+            count, most = count + bool(ahead > SAME), max(most, float(ahead))
+    return count, most
+
+
+def assert_ladders(expected: dict[tuple[float, ...], int], measured: Measured = ignore) -> None:
+    """Of 400 worlds, those in which a ladder is farther at equal rounds, and never by more than .005."""
+    for alphas, worlds_farther in expected.items():
+        count, most = farther(alphas)
+        measured(f"worlds of 400 in which {alphas} is farther", count, worlds_farther)
+        measured(f"and by how much at most, {alphas}", most, 0.005)
+        assert count == worlds_farther and most < 0.005
+
+
+@pytest.mark.claim("P17")
+def test_ladders_may_be_farther(measured: Measured) -> None:
+    assert_ladders({(1.0, 4.0): 0, (1.0, 2.0, 4.0): 7, (2.0, 4.0): 1}, measured)
+
+
+@pytest.mark.claim("P17")
+def test_a_ladder_that_is_farther(measured: Measured) -> None:
+    """(1, 2, 4) in one world, found by search: after two rounds .00168, where a single chain has .00049."""
+    w = world(122, 3, 2)
+    single, ladder = cold_curve(w, [4.0], 2)[2], cold_curve(w, [1.0, 2.0, 4.0], 2)[2]
+    assert (single, ladder) == pytest.approx((0.00049112, 0.00167965), abs=1e-7)
+    measured("TV of a single chain after two rounds, against (1, 2, 4)", float(single), float(ladder))
+    assert cold_curve(w, [1.0, 4.0], 2)[2] <= single
+    counts = farther((1.0, 2.0, 4.0), [(3, 2, 130)])
+    assert counts[0] >= 1 and counts[1] == pytest.approx(0.00118853, abs=1e-7)
+
+
 def test_bad_ladders_are_value_errors() -> None:
     for alphas in ([4.0, 1.0], [2.0, 2.0]):
         with pytest.raises(ValueError, match="rising"):
