@@ -323,6 +323,27 @@ def test_xpo_finds_the_needle_200_times(d: int, measured: Measured) -> None:
     measured(f"distance to the rounds' law, d = {d}", statistic, bound)
 
 
+def assert_rounds_law(rounds: np.ndarray, measured: Measured = ignore) -> None:
+    """At d = 4; laws at a total variation of .08 are told apart, both errors 1e-6."""
+    statistic, bound = assert_categorical(np.bincount(rounds, minlength=6)[1:], exact_rounds(4), detect=0.08, seed=0)
+    measured("G of the rounds' law, d = 4, 4300 runs", statistic, bound)
+
+
+@pytest.mark.slow
+@pytest.mark.claim("T18")
+def test_the_rounds_have_their_exact_law(measured: Measured) -> None:
+    assert_rounds_law(np.array([rounds_to_solve(4, 40.0, 1000 + seed) for seed in range(4300)]), measured)
+
+
+@pytest.mark.claim("T18")
+@pytest.mark.parametrize("law", [[1, 1, 1, 1, 1], [1, 2, 3, 2, 1], [0, 1, 2, 2, 3], [2, 2, 2, 1, 1]])
+def test_rounds_law_mutants(law: list[int]) -> None:
+    """Even, triangular, shifted by one (the last round takes what is left), and reversed halves."""
+    drawn = np.random.default_rng(0).choice(np.arange(1, 6), size=4300, p=np.array(law) / sum(law))
+    with pytest.raises(AssertionError):
+        assert_rounds_law(drawn)
+
+
 def printed_sign(policy, first, second, beta, alpha):
     """Algorithm 1 as printed: a minus before the squares."""
     return alpha * log_likelihood(policy, second).sum() - dpo_loss(policy, first, second, beta)
@@ -535,10 +556,10 @@ def test_offline_dpo_solves_the_hypercube_too(measured: Measured) -> None:
 # --- T32: two arms ---------------------------------------------------------------------------------------------------
 
 
-def two_arms(alpha: float, seed: int, minimise: Callable | None = None) -> float:
+def two_arms(alpha: float, seed: int, minimise: Callable | None = None, beta: float = 0.02) -> float:
     """The last iterate's mass on the better arm after 6 rounds. r(a) = 1, r(b) = ½, π_ref(a) ≈ e^(−c/β) with c = ¼ and
     β = 0.02: 4e-6. The class: the targets of r(a) = 0, ½ and 1; r(a) = ½ is the base."""
-    beta, rewards = 0.02, torch.tensor([1.0, 0.5], dtype=torch.float64)
+    rewards = torch.tensor([1.0, 0.5], dtype=torch.float64)
     logits = torch.tensor([-0.25 / beta, 0.0], dtype=torch.float64)
     base = LinearSoftmax.atoms(torch.eye(2)[None].double()[..., :1], logits[None], torch.zeros(1))
     policies = FiniteClass([base.at(torch.tensor([(r - 0.5) / beta])) for r in (0.0, 0.5, 1.0)])
@@ -563,6 +584,16 @@ def test_two_arms(measured: Measured) -> None:
     assert_exploring_wins(
         lambda seed: two_arms(1e-6, seed), lambda seed: two_arms(0.0, seed, TowardsTheBase()), measured
     )
+
+
+@pytest.mark.claim("T32")
+def test_passive_regression_moves_where_the_base_shows_both_arms(measured: Measured) -> None:
+    """β = 0.2, so that the better arm has base probability .22 and a pair shows both in a third of the rounds: what
+    keeps the passive learner at its arm is coverage."""
+    moved = sum(two_arms(0.0, seed, TowardsTheBase(), beta=0.2) > 0.7 for seed in range(30))
+    shown = 1 - (1 - 2 * 0.2227 * 0.7773) ** 6  # .92
+    measured("runs of 30 in which the passive learner moves, at base probability .22", moved, 30)
+    assert moved >= 15 and abs(moved / 30 - shown) < 0.3
 
 
 @pytest.mark.claim("T32")
