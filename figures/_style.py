@@ -30,6 +30,8 @@ BY_METHOD = {
     "dpo": "#56B4E9",
     "xpo": "#0072B2",
     "grpo": "#009E73",
+    "self-distillation": "#A6761D",
+    "policy gradient": "#66A61E",
     # refined
     "sequential": "#009E73",
     "analysis": "#66C2A5",  # sequential refinement with error analysis

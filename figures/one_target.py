@@ -230,9 +230,14 @@ def compute() -> dict:
 COLOURS = {
     "power": BY_METHOD["power"], "smc": BY_METHOD["smc"], "lookahead g": BY_METHOD["lookahead"],
     "best-of-N": BY_METHOD["best-of-N"], "low temperature": BY_METHOD["low temperature"],
-    "self-distillation": BY_METHOD["sft"], "policy gradient": BY_METHOD["grpo"], "DPO": BY_METHOD["dpo"],
-    "XPO": BY_METHOD["tempering"], "SFT": BY_METHOD["one response"],
+    "self-distillation": BY_METHOD["self-distillation"], "policy gradient": BY_METHOD["policy gradient"],
+    "DPO": BY_METHOD["dpo"], "XPO": BY_METHOD["majority"], "SFT": BY_METHOD["sft"],  # XPO's is power sampling's here
 }  # fmt: skip
+LABELS = {  # where a name stands beside its point
+    "SFT": (8, 9), "self-distillation": (8, 1), "XPO": (8, -6), "DPO": (8, -13), "smc": (6, -12),
+    "lookahead g": (-40, 8), "best-of-N": (8, -10), "low temperature": (8, -12), "power": (-66, 6),
+}  # fmt: skip
+AT = {"smc": 3, "best-of-N": 2, "lookahead g": 1, "power": 1}  # beside which of its points, if not the last
 NAMES = {"power": "power sampling", "smc": "particles", "lookahead g": "look-ahead",
          "low temperature": "temperature 1/α", "SFT": "SFT on best-of-N"}  # fmt: skip
 TOY = {"power": "power", "smc": "smc", "lookahead g": "lookahead g", "log-probability": "best-of-N",
@@ -312,7 +317,7 @@ def draw(result: dict) -> dict:
     right.set(xlabel="tokens drawn to learn from (an answer then costs 6)", title="Learning (band: seeds)")
     tidy(left, right)
     figure.suptitle("One target, a world of 64 texts. Dotted: one response; dashed: temperature 1/α")
-    second, grid = plt.subplots(2, 2, figsize=(12, 7.6), layout="constrained", sharex="row")
+    second, grid = plt.subplots(2, 2, figsize=(12, 8), layout="constrained", sharex="row")
     for row, (place, title) in zip(grid, (("toy", "toy model"), ("real", "SmolLM2-135M, products as chat"))):
         base = base_of(result, place)
         for axis, column, what in zip(row, (2, 3), ("mean log p under the base", "accuracy")):
@@ -323,10 +328,14 @@ def draw(result: dict) -> dict:
                 tokens, values = np.array(pairs).T
                 marker = "*" if way in (*LEARNERS, "SFT") else "o"
                 axis.plot(tokens, values, f"{marker}-", color=COLOURS[way], markersize=11 if marker == "*" else 6)
-                axis.annotate(NAMES.get(way, way), (tokens[-1], values[-1]), fontsize=8, color=COLOURS[way],
-                              xytext=(6, 4), textcoords="offset points")  # fmt: skip
+                at = AT.get(way, -1) if len(tokens) > 1 else -1
+                axis.annotate(NAMES.get(way, way), (tokens[at], values[at]), fontsize=8, color=COLOURS[way],
+                              xytext=LABELS.get(way, (8, 4)), textcoords="offset points")  # fmt: skip
             axis.axhline(base[column - 2], color=GREY, linewidth=0.8, linestyle=":")
             axis.set(xscale="log", ylabel=what, title=title)
+            ticks = (10, 30, 100, 300, 1000) if place == "toy" else (15, 30, 60, 120, 240)
+            axis.set_xticks(ticks, ticks)
+            axis.minorticks_off()
             tidy(axis)
     for axis in grid[1]:
         axis.set_xlabel("decoded tokens for an answer")

@@ -9,10 +9,14 @@ left side less the right:
     XPO   π^(1) = π_base;  in round t: x ~ μ, y ~ π^(t), y' ~ π_base, D = D ∪ {(x, y, y')},
           π^(t+1) = arg min_π  α Σ_D log π(y'|x) + Σ_D Δ_π(x, y, y')²                                     (Algorithm 1)
 
-(2412.01951, §3.2, §4.2, §4.3, App. J.) Rewards are not compared but regressed on: no "chosen" and "rejected", no
-logistic loss, and no noise, so the sum of squares is 0 at π*_β. The bonus moves mass off what the base says anyway:
-where the data leave a choice, π^(t+1) is the policy that could be best, and the next draw finds out. The data
-accumulate, and y' is always drawn from the base.
+(2412.01951, §3.2, §4.2, §4.3, App. J.) Rewards are not compared but regressed on: no "chosen" and "rejected", and no
+noise, so the sum of squares is 0 at π*_β. The bonus moves mass off what the base says anyway: where the data leave a
+choice, π^(t+1) is the policy that could be best, and the next draw finds out. The data accumulate, and y' is always
+drawn from the base.
+
+loss="logistic" has, in place of Δ², what the preferences of a judge would cost who prefers y with probability σ(r − r')
+(2405.21046): the KL of these from σ(Δ + r − r'), 0 at π*_β too. Preferences without chance, the likelier response
+always chosen, have no such π: they push Δ to infinity.
 
 Deviations. The paper prints a minus before XPO's sum of squares, which would seek large errors; its own proof has the
 plus above (claim T18 runs both). Its α is off by (R_max + V_max)² between algorithm and proof, and its value there
@@ -27,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from reference.randomness import CHOICE, child_seed, uniform
 from reference.sampling import Cost, LanguageModel, check_settings, generate
@@ -42,6 +47,8 @@ from reference.sft_sharpening import (
     score_responses,
 )
 
+LOSSES = ("regression", "logistic")
+
 
 @dataclass(frozen=True)
 class RLHFConfig:
@@ -53,11 +60,17 @@ class RLHFConfig:
     prompts: int = 1  # per round of XPO (the paper's 1)
     pairs: int = 1  # per prompt (XPO: in each round; the paper's 1)
     max_new_tokens: int = 512  # the horizon
+    loss: str = "regression"  # Δ²; or "logistic": the cost of preferences that are drawn by the rewards' difference
+
+    @property
+    def how(self) -> tuple[str, ...]:
+        """What the losses are told besides numbers."""
+        return () if self.loss == "regression" else (self.loss,)
 
     def __post_init__(self) -> None:
         """ValueError: a setting out of range."""
         least = {"alpha": 0, "rounds": 1, "prompts": 1, "pairs": 1, "max_new_tokens": 1}
-        check_settings(self, positive=("beta",), least=least)
+        check_settings(self, positive=("beta",), least=least, among={"loss": LOSSES})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -73,17 +86,33 @@ def residual(logp: Tensor, logp_other: Tensor, first: Responses, second: Respons
     return torch.where(impossible, torch.inf, difference)
 
 
-def dpo_loss(policy: Callable[..., Tensor], first: Responses, second: Responses, beta: float) -> Tensor:
+def misfit(difference: Tensor, first: Responses, second: Responses, loss: str) -> Tensor:
+    """Σ Δ²; or Σ KL(σ(r − r') ‖ σ(Δ + r − r')) of a preference for y, of Δ float64 [n]."""
+    if loss == "regression":
+        return difference.square().sum()
+    gap = first.reward - second.reward
+    cost = torch.zeros_like(gap)
+    for sign in (1, -1):  # y is preferred; y' is
+        cost = cost + (sign * gap).sigmoid() * (logsigmoid(sign * gap) - logsigmoid(sign * (gap + difference)))
+    return torch.where(difference.isinf(), torch.inf, cost).sum()
+
+
+def dpo_loss(
+    policy: Callable[..., Tensor], first: Responses, second: Responses, beta: float, loss: str = "regression"
+) -> Tensor:
     """Σ Δ_π(x, y, y')²."""
     logp, logp_other = log_likelihood(policy, first), log_likelihood(policy, second)
-    return residual(logp, logp_other, first, second, beta).square().sum()
+    return misfit(residual(logp, logp_other, first, second, beta), first, second, loss)
 
 
-def xpo_loss(policy: Callable[..., Tensor], first: Responses, second: Responses, beta: float, alpha: float) -> Tensor:
+def xpo_loss(
+    policy: Callable[..., Tensor], first: Responses, second: Responses, beta: float, alpha: float,
+    loss: str = "regression",
+) -> Tensor:  # fmt: skip
     """α Σ log π(y'|x) + Σ Δ_π(x, y, y')²: less mass on the base's responses, among policies that fit the rewards."""
     logp, logp_other = log_likelihood(policy, first), log_likelihood(policy, second)
     bonus = torch.where(logp_other > -torch.inf, logp_other, 0.0)  # of what is impossible Δ is infinite already
-    return alpha * bonus.sum() + residual(logp, logp_other, first, second, beta).square().sum()
+    return alpha * bonus.sum() + misfit(residual(logp, logp_other, first, second, beta), first, second, loss)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -121,8 +150,10 @@ def dpo_sharpen(
     )  # fmt: skip
     scored = score_responses(base, prompts, drawn.samples, reward)
     first, second = scored[0::2], scored[1::2]
-    settings = {"beta": config.beta}
-    loss = Loss(lambda policy, y, other: dpo_loss(policy, y, other, config.beta), (first, second), settings)
+    settings = {"beta": config.beta, **dict.fromkeys(config.how, 1.0)}
+    loss = Loss(
+        lambda policy, y, other: dpo_loss(policy, y, other, config.beta, *config.how), (first, second), settings
+    )
     minimise = minimise or default_minimise(policy_class, seed)
     return Trained(minimise(loss, policy_class), (first, second), drawn.cost + scored.cost)
 
@@ -185,8 +216,10 @@ def xpo_rounds(
         first, costs = draw(policy, asked[own], child_seed(seed, "policy", t))
         second = from_base[own.start * config.pairs : own.stop * config.pairs]
         data = (first, second) if data is None else (data[0] + first, data[1] + second)
-        told = {"alpha": config.alpha, "beta": config.beta}
-        loss = Loss(lambda policy, y, other: xpo_loss(policy, y, other, config.beta, config.alpha), data, told)
+        told = {"alpha": config.alpha, "beta": config.beta, **dict.fromkeys(config.how, 1.0)}
+        loss = Loss(
+            lambda policy, y, other: xpo_loss(policy, y, other, config.beta, config.alpha, *config.how), data, told
+        )
         policy = minimise(loss, policy_class)
         yield policy, data, Cost.parallel([*costs, *base_costs[own]]) + first.cost + second.cost
 

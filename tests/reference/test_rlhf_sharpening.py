@@ -119,6 +119,62 @@ def test_loss_mutants() -> None:
             assert_regression(mutant)
 
 
+def logistic_loss(policy, first, second, beta):
+    return dpo_loss(policy, first, second, beta, "logistic")
+
+
+def assert_logistic(loss: Callable, measured: Measured = ignore) -> None:
+    """The KL of Bernoulli σ(r − r') from σ(β log π/π_base(y) − ..(y')), summed by hand; 0 at π*_β, and descending on it
+    from an even policy ends there."""
+    base, even = tabular(0), TabularLM(torch.zeros_like(tabular(0).logits), tabular(0).transition, 4)
+    first, second = every_pair(base)
+    for policy in (even, tabular(50)):
+        h = BETA * (log_likelihood(policy, first) - first.base - log_likelihood(policy, second) + second.base).numpy()
+        p, q = (1 / (1 + np.exp(-x)) for x in ((first.reward - second.reward).numpy(), h))
+        by_hand = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum()
+        assert float(loss(policy, first, second, BETA)) == pytest.approx(by_hand, rel=1e-9) and by_hand > 0.1
+    at_target = float(loss(target_of(base, BETA), first, second, BETA))
+    minimise = Descend(400, 1e-12)
+    found = minimise(R.Loss(lambda policy, y, other: loss(policy, y, other, BETA), (first, second)), [even])
+    far = 0.0
+    for prompt in PROMPTS:
+        laws = [np.exp(enumerate_law(model, prompt, HORIZON, STOP)[1]) for model in (found, target_of(base, BETA))]
+        far = max(far, float(np.abs(laws[0] - laws[1]).sum() / 2))
+    measured("logistic loss at the target", at_target, 1e-12)
+    measured("TV of where descending on it ends to π*_β", far, 1e-6)
+    assert abs(at_target) <= 1e-12 and far < 1e-6
+
+
+@pytest.mark.claim("T37")
+def test_the_logistic_loss_is_least_at_the_target(measured: Measured) -> None:
+    assert_logistic(logistic_loss, measured)
+
+
+@pytest.mark.claim("T37")
+def test_logistic_loss_mutants() -> None:
+    """The likelier response always chosen; and a preference of other size."""
+
+    def chosen(policy, first, second, beta):
+        delta = beta * (log_likelihood(policy, first) - first.base - log_likelihood(policy, second) + second.base)
+        return -torch.nn.functional.logsigmoid(delta * (first.reward - second.reward).sign()).sum()
+
+    for wrong in (chosen, lambda policy, y, other, beta: logistic_loss(policy, y, other, 2 * beta)):
+        with pytest.raises(AssertionError):
+            assert_logistic(wrong)
+
+
+def test_what_is_impossible_loses_by_preferences_too():
+    base, target, fixed = deterministic_and_not()
+    drawn = generate(base, [[0]] * 40, samples_per_prompt=2, max_new_tokens=1, stop_ids=[])
+    data = score_responses(base, [[0]] * 40, drawn.samples, log_probability)
+    first, second = data[0::2], data[1::2]
+    assert dpo_loss(fixed, first, second, 0.5, "logistic") == math.inf
+    assert xpo_loss(fixed, first, second, 0.5, 1e-3, "logistic") == math.inf
+    config = RLHFConfig(beta=0.5, rounds=8, pairs=4, max_new_tokens=1, loss="logistic")
+    run = xpo(base, FiniteClass([fixed, base, target]), [[0]], config, stop_ids=[], seed=1)
+    assert run.last is target
+
+
 def assert_gradient(loss: Callable, measured: Measured = ignore) -> None:
     """Autograd against 2 Σ Δ β (∂ log π(y) − ∂ log π(y')), where ∂ log π of a token is (one-hot − law) of its state."""
     base, policy = tabular(0), tabular(1)
