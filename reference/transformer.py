@@ -278,6 +278,14 @@ class KVCache:
                 mine[layers, target, :, :length] = theirs[layers, source, :, :length]
 
 
+def attend_once(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention of one query a row, q [rows, 1, H, D], to k, v [rows, K, visible, D]: the queries of a key head are the
+    rows of a matrix. On a CPU that is faster than the fused kernel, in bfloat16 by half a step."""
+    grouped = q.view(len(q), k.shape[1], -1, q.shape[3])
+    scores = (grouped @ k.transpose(2, 3)).to(at_least_float32(q.dtype)) * q.shape[3] ** -0.5 + mask
+    return (scores.softmax(-1).to(v.dtype) @ v).view(q.shape)
+
+
 class View:
     """What one call sees: where its keys and values are written and read, and each layer's mask."""
 
@@ -300,6 +308,8 @@ class View:
         if self.cache is None:
             return attention(q, k.unflatten(0, self.shape), v.unflatten(0, self.shape), mask)
         k, v = (kept[:, :, : self.visible] for kept in self.keep(layer, k, v))
+        if q.is_cpu and self.shape[1] == 1:
+            return attend_once(q, k, v, mask)
         grouped = q.shape[2] != k.shape[1]
         return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, mask, enable_gqa=grouped).transpose(1, 2)
 
