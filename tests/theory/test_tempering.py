@@ -356,6 +356,74 @@ def test_the_first_round_from_the_base_is_never_farther(measured: Measured) -> N
     assert worst[1.0] < SAME and worst[0.5] > 1e-4
 
 
+# --- Ladders at equal tokens -----------------------------------------------------------------------------------------
+
+CurveOf = Callable[[World, Sequence[float], int], Law]
+EQUAL = {
+    rungs: [4 ** (k / (rungs - 1)) for k in range(rungs - 1)] + [4.0] if rungs > 1 else [4.0] for rungs in (1, 2, 3, 4)
+}
+
+
+def assert_equal_steps(curve_of: CurveOf, measured: Measured = ignore) -> None:
+    """24 local steps in all, shared by the K rungs of geometric ladders from 1 to 4, in a thousand worlds: seeds 0..99
+    of each of five shapes, tokens' distributions Dirichlet(1) and Dirichlet(.3)."""
+    shapes = ((2, 2, (0,)), (3, 2, (0,)), (2, 3, (0,)), (3, 2, ()), (2, 3, ()))
+    family = itertools.product(shapes, (1.0, 0.3), range(100))
+    tv = np.array([
+        [curve_of(world(seed, *shape, concentration), alphas, 24 // rungs)[-1] for rungs, alphas in EQUAL.items()]
+        for shape, concentration, seed in family
+    ])  # fmt: skip
+    single, best = tv[:, 0], tv.argmin(1) + 1
+    far, near = single >= 0.02, single < 1e-6
+    measured("worlds of 1000 in which a single chain is at TV >= .02 after 24 steps", int(far.sum()), 42)
+    measured("of these, (1, 4) is nearest of the four", int((best[far] == 2).sum()), int(far.sum()))
+    measured("worlds in which it is below 1e-6", int(near.sum()), 585)
+    measured("of these, the single chain is nearest", int((best[near] == 1).sum()), int(near.sum()))
+    measured("worlds in which three or four rungs are nearest", int((best > 2).sum()), 0)
+    measured("most that (1, 4) gains in TV", float((single - tv[:, 1]).max()), 1)
+    measured("most that (1, 4) loses in TV", float((tv[:, 1] - single).max()), 0)
+    assert far.sum() == 42 and np.all(best[far] == 2), "far"
+    assert 2 * (best[near] == 1).sum() > near.sum() == 585, "near"
+    assert (best > 2).sum() <= 10, "more rungs"
+    assert (tv[:, 1] - single).max() < 0.002 and (single - tv[:, 1]).max() > 0.2, "stakes"
+    between = ~far & ~near
+    measured("worlds between, in which (1, 4) is nearest", int((best[between] == 2).sum()), int(between.sum()))
+
+
+@pytest.mark.claim("P28")
+def test_equal_steps(measured: Measured) -> None:
+    assert_equal_steps(cold_curve, measured)
+
+
+@pytest.mark.claim("P28")
+def test_equal_steps_mutants() -> None:
+    """Rounds in place of steps, and rungs that never swap."""
+    with pytest.raises(AssertionError, match="far"):
+        assert_equal_steps(lambda w, alphas, count: cold_curve(w, alphas, count * len(alphas)))
+
+    def apart(w: World, alphas: Sequence[float], count: int) -> Law:
+        return cold_curve(w, alphas[-1:], count)
+
+    with pytest.raises(AssertionError, match="far"):
+        assert_equal_steps(apart)
+
+
+@pytest.mark.claim("P28")
+def test_swaps_of_longer_texts(measured: Measured) -> None:
+    """Why small worlds do not decide for long texts: of H independent tokens .7, .3 the converged rungs 1 and 4 swap
+    ever more seldom, and 1 and 2 or 2 and 4 lose less."""
+    pairs = ((1.0, 4.0), (1.0, 2.0), (2.0, 4.0))
+    rates = []
+    for horizon in (2, 6, 10):
+        rare = np.array([bin(text).count("1") for text in range(2**horizon)])
+        logp = rare * np.log(0.3) + (horizon - rare) * np.log(0.7)
+        rates.append([tempering.swap_rate(logp, low, high) for low, high in pairs])
+        measured(f"swaps of (1, 4), H = {horizon}", rates[-1][0], 1)
+        measured(f"swaps of (2, 4), H = {horizon}", rates[-1][2], 1)
+    kept = np.array(rates[-1]) / rates[0]
+    assert kept[0] < 0.6 * min(kept[1:]) and all(min(rate[1:]) > rate[0] for rate in rates)
+
+
 def test_bad_ladders_are_value_errors() -> None:
     for alphas in ([4.0, 1.0], [2.0, 2.0]):
         with pytest.raises(ValueError, match="rising"):
