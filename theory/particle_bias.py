@@ -42,7 +42,7 @@ from theory.power import Conditionals, Law, Record
 def is_resampled(mass: Law, weights: Law, kappa: float, is_open: bool) -> bool:
     """Whether particles of these shares [k] and weights [k] are drawn anew before the last token, as in `cloud`."""
     ess = (mass @ weights) ** 2 / (mass @ weights**2)
-    return ess < kappa * (1 - TOLERANCE) and (is_open or kappa == inf)
+    return bool(ess < kappa * (1 - TOLERANCE)) and (is_open or kappa == inf)
 
 
 def ratios(
