@@ -10,13 +10,21 @@ probability
 
 Both keep Π_k π_k, so do rounds of them, and rung k of a draw of it has the distribution π_k. claim P17
 
-When a ladder cannot hurt. Let the record y above the cold rung be an exact draw of π_{K−1} that is independent of the
-cold record: so it is in the first round of (1, α), whose hot rung begins with a draw of p, and in every round if the
-hot rung is drawn anew each time. Then the swap moves the cold record by the kernel S of an independence sampler with
-proposal π_{K−1} (`fresh_swap`), which is reversible with respect to π_K, and a round of the cold rung is K S. A kernel
-that keeps π_K never increases the total variation to it: TV(μ K S, π_K) ≤ TV(μ K, π_K). And in L²(π_K), on functions
-of mean 0, ‖K S‖ ≤ ‖K‖ ‖S‖ ≤ ‖K‖ = max |λ|: the rate is never worse. As ladders are run neither condition holds beyond
-the first round, or for a middle rung in any: they may be farther, and sometimes are.
+Is the cold rung ever farther from π_K than a single chain after as many rounds? With (1, 2, 4) it can be: three records
+suffice. Two things are true of two rungs, the hot one at α_1.
+
+(a) If the hot rung starts at π_1 (α_1 = 1 does: τ = 1 draws from p), the *first* round is never farther: the joint
+    distribution before the swap is π_1 ⊗ μK, so the cold rung's after it is μKQ, Q the Metropolis-Hastings step for π_2
+    that proposes from π_1; and TV(νQ, π) <= TV(ν, π), since Q keeps π.
+(b) If the hot rung is drawn anew from π_1 in each step (`redrawn`; α_1 = 1 with the cut at 1 is) and the cold one
+    always cuts at 1, *no* round is farther, provided that w = π/q rises with p: a censoring inequality (Peres & Winkler
+    2013). The swap's partner being fresh, n rounds are (KQ)^n. Order the records by p. K and Q are independence
+    samplers whose weights π/q and π/π_1 rise in that order, so both are monotone: from x the chance to move above c is
+    Σ_{y>c} q(y) for x <= c and 1 - Σ_{y<=c} π(y)/w(x) for x > c, which rises with x and is the larger. Both are
+    reversible, so they take a decreasing μ/π, such as q/π, to a decreasing one. On such μ, Q moves mass up: with
+    f = μ/π and g = 1{. <= c} both decreasing, Σ_{x<=c} (μ - μQ)(x) = ½ Σ π(x) Q(x, y) (f(x) - f(y)) (g(x) - g(y)) >= 0.
+    By induction q(KQ)^n is stochastically above qK^n. Both ratios to π decrease, so each TV is the greatest excess of
+    mass over π on a set {. <= c}, and the ladder's is the smaller one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +33,7 @@ import numpy as np
 
 from theory import power
 from theory.markov_chain import Chain, chain
-from theory.power import Conditionals, Law
+from theory.power import Conditionals, Law, Record
 
 
 def product(laws: Sequence[Law]) -> Law:
@@ -60,12 +68,6 @@ def swap(joint: Law, logp: Law, alphas: Sequence[float], rung: int) -> Law:
     return np.moveaxis(joint - swapped + swapped.swapaxes(-1, -2), (-2, -1), (rung, rung + 1))
 
 
-def fresh_swap(logp: Law, low: float, high: float) -> Law:
-    """S [n, n]: the colder record after a swap with an independent draw of p^low, normalised."""
-    moves = power.power_law(logp, low) * swap_chance(logp, low, high).T
-    return moves + np.diag(1 - moves.sum(1))
-
-
 def swap_rate(logp: Law, low: float, high: float) -> float:
     """How often neighbours swap once both have converged: Σ_{x,y} min(π(x) π'(y), π'(x) π(y)), that is 1 - the total
     variation between the pair and the swapped pair."""
@@ -78,6 +80,17 @@ def rungs(conditionals: Conditionals, alphas: Sequence[float], **setting: object
     if list(alphas) != sorted(set(alphas)):
         raise ValueError(f"the rungs need exponents in rising order, not {list(alphas)}")
     return [chain(conditionals, alpha=alpha, **setting) for alpha in alphas]  # type: ignore[arg-type]
+
+
+def redrawn(records: list[Record], law: Law) -> Chain:
+    """The chain [n] that draws from its target itself in each step."""
+    return Chain(records, law, np.tile(law, (len(law), 1)), law)
+
+
+def weight_rises(cold: Chain, logp: Law) -> bool:
+    """Whether π/q never falls as p rises: the condition of (b)."""
+    w = cold.target / cold.initial
+    return bool(np.diff(w[np.argsort(logp)]).min() >= -1e-12 * w.max())
 
 
 def rounds(chains: Sequence[Chain], logp: Law, alphas: Sequence[float], steps: int = 1) -> Iterator[Law]:

@@ -159,12 +159,17 @@ def test_the_second_moment_after_every_token(measured):
 
 @pytest.mark.claim("P18")
 def test_the_returned_particle_is_biased(measured):
-    """Nearer to p^α with every particle, and not there."""
+    """From TV > .3 nearer to p^α with every particle, and not there; with a ramp too."""
     world = WORLDS["fork"]
     distance = [np.abs(enumerated(world, settings(world, particles=n)).returned - world.target()).sum() / 2
                 for n in (1, 2, 3)]  # fmt: skip
     measured("TV to p^α, N = 3", distance[2], 0.0)
     assert distance[0] > distance[1] > distance[2] > 0.01
+    ramped = [np.abs(enumerated(world, settings(world, particles=n, ramp=2)).returned - world.target()).sum() / 2
+              for n in (1, 3)]  # fmt: skip
+    measured("TV of one particle to p^α", min(distance[0], ramped[0]), 0.3)
+    measured("TV to p^α, N = 3, ramp = 2", ramped[1], 0.0)
+    assert min(distance[0], ramped[0]) > 0.3 and ramped[0] > ramped[1] > 0.01
 
 
 def test_one_particle_is_low_temperature():

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -28,7 +29,7 @@ from theory import power
 from theory.importance import inverse_mean
 from theory.markov_chain import EntropyCut
 from theory.power import Law, Record
-from theory.suffix_mh import tried
+from theory.suffix_mh import cut_weights, tried
 from toy.tabular import TabularLM, enumerate_law
 
 CUTS = [EntropyCut(), EntropyCut(1.0), EntropyCut(4.0, 0.1), EntropyCut(0.5, 1.0)]
@@ -100,7 +101,7 @@ def assert_entropy_cut(chain_of: ChainOf, measured: Measured = ignore) -> None:
             assert chain.kernel.min() >= -SAME and np.abs(chain.kernel.sum(1) - 1).max() < SAME
             gap = min(gap, mc.spectral_gap(chain.kernel))
     measured("detailed balance", worst, SAME)
-    assert gap > LIMIT
+    assert gap > LIMIT, "irreducible"
     worst = 0.0
     for w, cut in itertools.product([*small_worlds(), world_with_zeros()], CUTS):
         chain = chain_of(w.conditionals, horizon=w.horizon, alpha=4.0, cut=cut)
@@ -112,6 +113,50 @@ def assert_entropy_cut(chain_of: ChainOf, measured: Measured = ignore) -> None:
 @pytest.mark.claim("P15")
 def test_entropy_cut(measured: Measured) -> None:
     assert_entropy_cut(mc.chain, measured)
+
+
+WeightsOf = Callable[[mc.Texts, EntropyCut, range], Law]
+
+
+def assert_shared_cuts(weights_of: WeightsOf, measured: Measured = ignore) -> None:
+    """Two records that share x_<r give the cut r the same weight, so none is 0 one way only; and c_y(r)/c_x(r), from
+    the printed c, is C(x)/C(y) whatever r, though it is not 1."""
+    worst, largest, zeros = 0.0, 0.0, 0
+    for w, cut in itertools.product([*small_worlds(), world_with_zeros(), decisions({1, 3}, 5)], CUTS):
+        texts = mc.Setting(horizon=w.horizon, alpha=4.0).texts(w.conditionals)
+        states = texts.only(texts.are_records(w.horizon), w.horizon)
+        weights = weights_of(states, cut, range(1, w.horizon + 1))
+        total, printed = weights.sum(1), np.array([cut_law(w, x, cut) for x in states.texts])
+        for i, j in itertools.permutations(range(len(states.texts)), 2):
+            for r in range(min(states.shared[i, j] + 1, states.length[i], states.length[j])):
+                assert (printed[i, r] > 0) == (printed[j, r] > 0) and weights[i, r] == weights[j, r], "weights"
+                zeros += printed[i, r] == 0
+                if printed[i, r] > 0:
+                    worst = max(worst, abs(printed[j, r] / printed[i, r] / (total[i] / total[j]) - 1))
+                    largest = max(largest, total[i] / total[j])
+    measured("factor / (C(x)/C(y)) - 1", worst, SAME)
+    measured("factor, greatest", largest, 1)
+    assert worst < SAME, "factor"
+    assert largest > 2 and zeros
+
+
+@pytest.mark.claim("P15")
+def test_shared_cuts(measured: Measured) -> None:
+    assert_shared_cuts(cut_weights, measured)
+
+
+@pytest.mark.claim("P15")
+def test_shared_cuts_mutants() -> None:
+    """Weights by the entropy behind the cut, and every cut alike."""
+
+    def behind(states: mc.Texts, cut: EntropyCut, cuts: range) -> Law:
+        later = replace(states, entropy=np.roll(states.entropy, -1, axis=1))
+        return cut_weights(later, cut, cuts)
+
+    with pytest.raises(AssertionError, match="weights"):
+        assert_shared_cuts(behind)
+    with pytest.raises(AssertionError, match="factor"):
+        assert_shared_cuts(lambda states, cut, cuts: cut_weights(states, "record", cuts))
 
 
 def counts_positions(conditionals: power.Conditionals, *, cut: EntropyCut, **settings: float) -> mc.Chain:
@@ -179,28 +224,43 @@ def decisions(at: set[int], horizon: int) -> World:
     return World(*enumerate_law(TabularLM.tree(laws, 3, torch.float64), [0], horizon, []), horizon, ())
 
 
-def assert_decisions(cut: EntropyCut, measured: Measured = ignore) -> None:
-    """k even decisions among T tokens: the gap is 1/k instead of 1/T."""
-    for at, horizon in (({0, 3}, 6), ({1, 3, 5}, 6), ({2}, 5)):
+GapsOf = Callable[[World, mc.Cut], float]
+
+
+def gap_of(w: World, cut: mc.Cut) -> float:
+    return mc.spectral_gap(mc.chain(w.conditionals, horizon=w.horizon, alpha=4.0, cut=cut).kernel)
+
+
+def assert_decisions(gap_of: GapsOf, measured: Measured = ignore) -> None:
+    """k decisions by permutations of one distribution, no two adjacent, among T tokens, the first at r_1: every
+    proposal is accepted, and the first decision is drawn anew with chance 1/k, by the uniform cut r_1/T. A decision
+    right after another is no jump of the entropy: of adjacent ones the first alone is cut, and counts."""
+    for at, horizon, jumps in (
+        ({0, 3}, 6, 2), ({1, 3, 5}, 6, 3), ({2}, 5, 1), ({0}, 6, 1), ({0, 2, 4}, 6, 3),
+        ({0, 1}, 5, 1), ({1, 2, 4}, 6, 2),
+    ):  # fmt: skip
         w = decisions(at, horizon)
-        ours, uniform = (
-            mc.spectral_gap(mc.chain(w.conditionals, horizon=horizon, alpha=4.0, cut=c).kernel) for c in (cut, "record")
-        )  # fmt: skip
-        measured("gap · k", ours * len(at), 1)
-        measured("uniform cut: gap · T / (position of the first decision)", uniform * horizon / (min(at) + 1), 1)
-        assert ours == pytest.approx(1 / len(at), abs=LIMIT)
-        assert uniform == pytest.approx((min(at) + 1) / horizon, abs=LIMIT)
+        ours, uniform = gap_of(w, EntropyCut()), gap_of(w, "record")
+        measured("gap · number of jumps", ours * jumps, 1)
+        measured("uniform cut: gap · T / r_1", uniform * horizon / (min(at) + 1), 1)
+        assert ours == pytest.approx(1 / jumps, abs=LIMIT), "jumps"
+        assert uniform == pytest.approx((min(at) + 1) / horizon, abs=LIMIT), "uniform"
 
 
 @pytest.mark.claim("P15")
 def test_gap_counts_decisions(measured: Measured) -> None:
-    assert_decisions(EntropyCut(), measured)
+    assert_decisions(gap_of, measured)
 
 
 @pytest.mark.claim("P15")
 def test_gap_counts_decisions_mutant() -> None:
-    with pytest.raises(AssertionError):
-        assert_decisions(EntropyCut(floor=0.1))
+    """A floor cuts where nothing is decided; the other cut; and the entropy's cut for the uniform one."""
+    with pytest.raises(AssertionError, match="jumps"):
+        assert_decisions(lambda w, cut: gap_of(w, EntropyCut(floor=0.1) if cut != "record" else cut))
+    with pytest.raises(AssertionError, match="jumps"):
+        assert_decisions(lambda w, cut: gap_of(w, "record"))
+    with pytest.raises(AssertionError, match="uniform"):
+        assert_decisions(lambda w, cut: gap_of(w, EntropyCut()))
 
 
 # --- P16: multiple tries ---------------------------------------------------------------------------------------------

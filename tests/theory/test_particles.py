@@ -181,41 +181,70 @@ def test_equal_weights_mutants() -> None:
         assert_equal_weights(TabularLM.markov([[0.6, 0.3, 0.1], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]], torch.float64))
 
 
-def returned_without_resampling(w: World, alpha: float, n: int) -> Law:
-    """One of n whole records of g ∝ p^α, picked by weight: any n."""
-    logq = power.record_logps(power.tempered(w.conditionals, 1 / alpha), w.horizon)[1]
-    return importance.picked(np.exp(logq), np.exp(alpha * w.logp - logq), n)
+def decoy(horizon: int) -> World:
+    """Token 0 ends the text; after the likelier token 1 every further one is a coin's: p^4 wants the 0."""
+    laws = {(0, *(1,) * t): [0.5, 0.5] if t else [0.45, 0.55] for t in range(horizon)}
+    table = TabularLM.tree(laws, 2, torch.float64)
+    return World(*enumerate_law(table, [0], horizon, [0]), horizon, (0,))
+
+
+def far_worlds() -> list[tuple[World, float]]:
+    """(world, temperature of the proposal) at TV >= .3 from p^4: decoys, and all such of `worlds`."""
+    family = itertools.product([decoy(2), decoy(3), decoy(5), *worlds()], (0.25, 1.0))
+    return [(w, tau) for w, tau in family if total_variation(proposal(w, tau), w.law(4.0)) >= 0.3]
+
+
+def proposal(w: World, tau: float) -> Law:
+    return np.exp(power.record_logps(power.tempered(w.conditionals, tau), w.horizon)[1])
+
+
+def returned_without_resampling(w: World, tau: float, n: int) -> Law:
+    """One of n whole records of temperature tau, picked by weight p^4/q: any n."""
+    q = proposal(w, tau)
+    return importance.picked(q, np.exp(4.0 * w.logp) / q, n)
 
 
 def assert_bias_of_the_returned(returned_of: Callable[[World, float, int], Law], measured: Measured = ignore) -> None:
-    """The returned particle is biased, by O(1/N): TV falls with N, N·TV tends to a constant."""
-    slowest = 0.0
-    for w in worlds():
-        biases = []
-        for n in (1, 2, 3):
-            biases.append(total_variation(returned_of(w, 4.0, n), w.law(4.0)))
-        many = [total_variation(returned_of(w, 4.0, n), w.law(4.0)) for n in (10**4, 4 * 10**4)]
-        assert np.all(np.diff([*biases, *many]) < 1e-9), "falls"
-        assert many[0] / max(many[1], 1e-15) == pytest.approx(4, rel=0.05) or many[1] < 1e-9, "order 1/N"
-        slowest = max(slowest, 1e4 * many[0])
+    """The returned particle is biased, by O(1/N): from TV >= .3 at N = 1 TV falls with N, and N·TV tends to the
+    constant of the first order, ½ E_π|u - E_π u|, u = π/q."""
+    slowest, least, worst = 0.0, 1.0, 0.0
+    for w, tau in far_worlds():
+        target, q = w.law(4.0), proposal(w, tau)
+        counts = (1, 2, 3, 10**6, 4 * 10**6)
+        biases = [total_variation(returned_of(w, tau, n), target) for n in counts]
+        assert biases[0] >= 0.3 and np.all(np.diff(biases) < 0), "falls"
+        assert biases[-2] / biases[-1] == pytest.approx(4, rel=0.01), "order 1/N"
+        u = target / q
+        constant = float(target @ np.abs(u - target @ u)) / 2
+        worst = max(worst, abs(counts[-1] * biases[-1] / constant - 1))
+        assert worst < 0.01, "constant"
+        slowest, least = max(slowest, constant), min(least, biases[0])
+    measured("TV of one particle, least", least, 0.3)
     measured("lim N TV of one of N by weight, greatest", slowest, 100)
+    measured("N TV at N = 4e6 / its limit - 1", worst, 0.01)
 
 
 @pytest.mark.claim("P18")
 def test_bias_of_the_returned(measured: Measured) -> None:
+    assert len(far_worlds()) >= 6
     assert_bias_of_the_returned(returned_without_resampling, measured)
-    for w in (world(0, 3, 3), world(2, 3, 3, (1, 2))):
+    for w, tau in [(decoy(3), 0.25), (decoy(3), 1.0), (decoy(2), 0.25)]:
+        biases = []
         for n in (1, 2, 3):  # the same by enumeration, and with resampling
-            alone = particles.cloud(w.conditionals, horizon=3, alpha=4.0, particles=n, kappa=0.0)
-            assert total_variation(alone.returned, returned_without_resampling(w, 4.0, n)) < SAME
-            for resampling in ("multinomial", "systematic"):
-                cloud = particles.cloud(w.conditionals, horizon=3, alpha=4.0, particles=n, resampling=resampling)  # type: ignore[arg-type]
-                bias = total_variation(cloud.returned, w.law(4.0))
-                measured(f"TV of the returned particle, N = {n}, greatest", bias, 1)
+            setting = {"horizon": w.horizon, "alpha": 4.0, "tau": tau, "particles": n}
+            alone = particles.cloud(w.conditionals, **setting, kappa=0.0)  # type: ignore[arg-type]
+            assert total_variation(alone.returned, returned_without_resampling(w, tau, n)) < SAME
+            clouds = [
+                particles.cloud(w.conditionals, **setting, resampling=scheme)  # type: ignore[arg-type]
+                for scheme in ("multinomial", "systematic")
+            ]  # fmt: skip
+            biases.append([total_variation(cloud.returned, w.law(4.0)) for cloud in clouds])
+            measured(f"TV of the returned particle, N = {n}, greatest", max(biases[-1]), 1)
+        assert min(biases[0]) >= 0.3 and max(biases[-1]) < min(biases[0])
 
 
 @pytest.mark.claim("P18")
 def test_bias_of_the_returned_mutant() -> None:
     """A particle picked evenly has the law of the proposal, whatever N."""
     with pytest.raises(AssertionError):
-        assert_bias_of_the_returned(lambda w, alpha, n: returned_without_resampling(w, alpha, 1))
+        assert_bias_of_the_returned(lambda w, tau, n: returned_without_resampling(w, tau, 1))

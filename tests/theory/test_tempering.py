@@ -2,15 +2,18 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from math import prod
 
 import numpy as np
 import pytest
 import torch
 
-from tests.theory.test_markov_chain import SAME, Measured, World, ignore, world, worlds
+from tests.theory.test_markov_chain import LIMIT, SAME, Measured, World, ignore, world, worlds
 from theory import markov_chain as mc
 from theory import tempering
+from theory.markov_chain import Chain
 from theory.power import Law
 from toy.tabular import TabularLM, enumerate_law
 
@@ -176,87 +179,249 @@ def test_cold_curve_mutants(chance: Callable[[Law, float, float], Law], monkeypa
         assert_cold_curve()
 
 
-def assert_fresh_draws_cannot_hurt(fresh: Callable[[Law, float, float], Law], measured: Measured = ignore) -> None:
-    """S keeps p^4 in detailed balance; the first round of (1, 4) is K S; K S is never farther, nor slower."""
-    first, slower = 0.0, 0.0
-    for w in [two_modes(), *worlds()]:
-        cold, target = mc.chain(w.conditionals, horizon=w.horizon, alpha=4.0), w.law(4.0)
-        swap = fresh(w.logp, 1.0, 4.0)
-        assert np.abs(swap.sum(1) - 1).max() < SAME and np.abs(target @ swap - target).max() < SAME
-        assert np.abs(target[:, None] * swap - (target[:, None] * swap).T).max() < SAME
-        laws = tempering.rounds(tempering.rungs(w.conditionals, [1.0, 4.0], horizon=w.horizon), w.logp, [1.0, 4.0])
-        _, joint = next(laws), next(laws)
-        first = max(first, np.abs(tempering.marginal(joint, -1) - cold.initial @ cold.kernel @ swap).max())
-        assert first < SAME, "the first round"
-        rng = np.random.default_rng(0)
-        for law in (cold.initial, *rng.dirichlet(np.ones(len(target)), size=5)):
-            for _ in range(5):
-                alone, law = law @ cold.kernel, law @ cold.kernel @ swap
-                assert mc.total_variation(law, target) <= mc.total_variation(alone, target) + SAME
-        root = np.sqrt(target)
-        norm = np.linalg.norm(root[:, None] * (cold.kernel @ swap - target) / root, 2)
-        slower = max(slower, norm / (1 - mc.spectral_gap(cold.kernel)))
-        assert slower <= 1 + SAME
-    measured("the first round of (1, 4) − K S", first, SAME)
-    measured("‖K S‖ / ‖K‖", slower, 1)
+# --- Where it brings nothing -----------------------------------------------------------------------------------------
+
+
+def three_records(a: float, b: float) -> World:
+    """The texts 0, 10 and 11 of probability a, (1 - a) b and (1 - a)(1 - b)."""
+    logp = np.log([a, (1 - a) * b, (1 - a) * (1 - b)])
+    return World([(0,), (1, 0), (1, 1)], logp, {(): np.log([a, 1 - a]), (1,): np.log([b, 1 - b])}, 2, (0,))
+
+
+def first_round(a: Fraction, b: Fraction, alphas: Sequence[int]) -> Fraction:
+    """TV of the last rung to its target after one round on the three records, in fractions: the oracle."""
+    p = [a, (1 - a) * b, (1 - a) * (1 - b)]
+
+    def normal(weights: list[Fraction]) -> list[Fraction]:
+        return [w / sum(weights) for w in weights]
+
+    def stepped(alpha: int) -> list[Fraction]:
+        """The law after the draw of the proposal and one step: cut at the first token or, if there is one, the
+        second, whose proposal is the target's own."""
+        head, tail = normal([a**alpha, (1 - a) ** alpha]), normal([b**alpha, (1 - b) ** alpha])
+        q = [head[0], head[1] * tail[0], head[1] * tail[1]]
+        w = [p[x] ** alpha / q[x] for x in range(3)]
+        first = list(q)
+        for x, y in itertools.permutations(range(3), 2):
+            moved = q[x] * q[y] * min(1, w[y] / w[x])
+            first[x], first[y] = first[x] - moved, first[y] + moved
+        return [(one + two) / 2 for one, two in zip(first, q)]  # the second cut leaves q as it is
+
+    laws = [stepped(alpha) for alpha in alphas]
+    joint = {
+        state: prod(law[x] for law, x in zip(laws, state)) for state in itertools.product(range(3), repeat=len(laws))
+    }
+    for k in range(len(alphas) - 1):
+        after: dict[tuple[int, ...], Fraction] = defaultdict(Fraction)
+        for state, mass in joint.items():
+            x, y = state[k], state[k + 1]
+            accept = min(Fraction(1), (p[x] / p[y]) ** (alphas[k + 1] - alphas[k]))
+            after[(*state[:k], y, x, *state[k + 2 :])] += mass * accept
+            after[state] += mass * (1 - accept)
+        joint = after
+    cold = [sum(mass for state, mass in joint.items() if state[-1] == x) for x in range(3)]
+    return sum(abs(c - t) for c, t in zip(cold, normal([x ** alphas[-1] for x in p]))) / 2  # type: ignore[misc]
+
+
+def assert_counterexample(curve_of: Callable[[World, Sequence[float], int], Law], measured: Measured = ignore) -> None:
+    """p = (.05, .38, .57): after one round the cold rung of (1, 2, 4) is 2.46 times as far from p^4 as a single chain,
+    that of the default ladder of four rungs 3.03 times; in fractions, so that no rounding decides."""
+    a, b = Fraction(1, 20), Fraction(2, 5)
+    single, ladder = first_round(a, b, [4]), first_round(a, b, [1, 2, 4])
+    assert ladder > single > first_round(a, b, [2, 4]) > first_round(a, b, [1, 4])
+    w = three_records(float(a), float(b))
+    for alphas in ([4], [1, 4], [2, 4], [1, 2, 4]):
+        tv = curve_of(w, [float(alpha) for alpha in alphas], 1)[1]
+        assert tv == pytest.approx(float(first_round(a, b, alphas)), abs=1e-15), "fractions"
+    four = curve_of(w, [1.0, 4 ** (1 / 3), 4 ** (2 / 3), 4.0], 1)[1]
+    measured("TV after one round, p = (.05, .38, .57): single chain", float(single), 3.852e-5)
+    measured("TV after one round, p = (.05, .38, .57): (1, 2, 4)", float(ladder), 9.481e-5)
+    measured("TV after one round, p = (.05, .38, .57): four rungs", four, 1.1672e-4)
+    assert float(ladder / single) == pytest.approx(2.461, abs=1e-3)
+    assert four / float(single) == pytest.approx(3.030, abs=1e-3)
 
 
 @pytest.mark.claim("P17")
-def test_fresh_draws_cannot_hurt(measured: Measured) -> None:
-    assert_fresh_draws_cannot_hurt(tempering.fresh_swap, measured)
+def test_a_ladder_can_be_farther(measured: Measured) -> None:
+    assert_counterexample(cold_curve, measured)
 
 
 @pytest.mark.claim("P17")
-def test_fresh_draws_mutants() -> None:
-    def from_the_proposal(logp: Law, low: float, high: float) -> Law:
-        return tempering.fresh_swap(logp, low + 1, high)
+def test_a_ladder_can_be_farther_mutants() -> None:
+    """A round more, and swaps of which the colder pair goes first."""
+    with pytest.raises(AssertionError, match="fractions"):
+        assert_counterexample(lambda w, alphas, count: cold_curve(w, alphas, count + 1)[1:])
 
-    def always(logp: Law, low: float, high: float) -> Law:
-        return np.tile(np.exp(logp), (len(logp), 1))
+    def upside_down(w: World, alphas: Sequence[float], count: int) -> Law:
+        chains = tempering.rungs(w.conditionals, alphas, horizon=w.horizon)
+        joint = tempering.step_all(tempering.product([c.initial for c in chains]), [c.kernel for c in chains])
+        for rung in reversed(range(len(alphas) - 1)):
+            joint = tempering.swap(joint, w.logp, alphas, rung)
+        return np.array([0, mc.total_variation(tempering.marginal(joint, -1), w.law(alphas[-1]))])
 
-    for wrong in (from_the_proposal, always):
-        with pytest.raises(AssertionError):
-            assert_fresh_draws_cannot_hurt(wrong)
-
-
-FAMILIES = [(2, 3, 100), (2, 2, 150), (3, 2, 150)]  # vocabulary, horizon, seeds
-
-
-def farther(alphas: Sequence[float], families: Sequence[tuple[int, int, int]] = FAMILIES) -> tuple[int, float]:
-    """Seeded worlds in which the cold rung is farther than a single chain after one of ten rounds; by how much."""
-    count, most = 0, 0.0
-    for vocab, horizon, seeds in families:
-        for seed in range(seeds):
-            w = world(seed, vocab, horizon)
-            ahead = (cold_curve(w, alphas, 10) - cold_curve(w, [4.0], 10)).max()
-            count, most = count + bool(ahead > SAME), max(most, float(ahead))
-    return count, most
+    with pytest.raises(AssertionError, match="fractions"):
+        assert_counterexample(upside_down)
 
 
-def assert_ladders(expected: dict[tuple[float, ...], int], measured: Measured = ignore) -> None:
-    """Of 400 worlds, those in which a ladder is farther at equal rounds, and never by more than .005."""
-    for alphas, worlds_farther in expected.items():
-        count, most = farther(alphas)
-        measured(f"worlds of 400 in which {alphas} is farther", count, worlds_farther)
-        measured(f"and by how much at most, {alphas}", most, 0.005)
-        assert count == worlds_farther and most < 0.005
+def seeded_worlds() -> Iterator[World]:
+    """Seeds 0..199 of each of five shapes, all tokens' distributions uniform on the simplex: 3 to 9 records."""
+    for vocab, horizon, stops in ((2, 2, (0,)), (3, 2, (0,)), (2, 3, (0,)), (3, 2, ()), (2, 3, ())):
+        yield from (world(seed, vocab, horizon, stops) for seed in range(200))
+
+
+FARTHER = {  # ladder -> in how many of the thousand worlds, and by how much at most, it is farther in rounds 1 to 12
+    (1.0, 4.0): (0, 0.0),
+    (2.0, 4.0): (6, 0.00404),
+    (0.5, 4.0): (68, 0.00188),
+    (1.0, 2.0, 4.0): (21, 0.00119),
+    (1.0, 4 ** (1 / 3), 4 ** (2 / 3), 4.0): (24, 0.00126),
+}
 
 
 @pytest.mark.claim("P17")
-def test_ladders_may_be_farther(measured: Measured) -> None:
-    assert_ladders({(1.0, 4.0): 0, (1.0, 2.0, 4.0): 7, (2.0, 4.0): 1}, measured)
+def test_how_often_a_ladder_is_farther(measured: Measured) -> None:
+    singles = [cold_curve(w, [4.0], 12) for w in seeded_worlds()]
+    for alphas, (count, most) in FARTHER.items():
+        excess = [float((cold_curve(w, alphas, 12) - single)[1:].max()) for w, single in zip(seeded_worlds(), singles)]
+        label = ", ".join(f"{alpha:.3g}" for alpha in alphas)
+        measured(f"({label}): worlds of 1000 in which the cold rung is farther", sum(e > LIMIT for e in excess), count)
+        measured(f"({label}): by how much in TV, at most", max(0.0, *excess), most)
+        assert sum(e > LIMIT for e in excess) == count, label
+        assert max(0.0, *excess) == pytest.approx(most, abs=1e-5), label
+
+
+HotOf = Callable[[Chain, World, float], Chain]  # the cold chain, the world, α_1 -> the hot chain
+
+
+def assert_never_farther(hot_of: HotOf, measured: Measured = ignore) -> None:
+    """(b) of the module: a hot rung that is drawn anew, a cold one that cuts at 1, and π/q that rises with p."""
+    worst, nearest, seen = -np.inf, 0.0, 0
+    family = [
+        *(three_records(a, b) for a, b in itertools.product((0.02, 0.4, 0.7, 0.95), (0.05, 0.4, 0.5))),
+        *seeded_worlds(),
+    ]
+    for w, hot in itertools.product(family, (0.1, 1.0, 2.0)):
+        cold = mc.chain(w.conditionals, horizon=w.horizon, alpha=4.0, cuts=range(1, 2))
+        if not tempering.weight_rises(cold, w.logp):
+            continue
+        seen += 1
+        both = tempering.rounds([hot_of(cold, w, hot), cold], w.logp, [hot, 4.0])
+        single = mc.tv_curve(cold.initial, cold.kernel, cold.target, 8)
+        ladder = np.array([mc.total_variation(tempering.marginal(next(both), -1), cold.target) for _ in range(9)])
+        worst = max(worst, float((ladder - single).max()))
+        assert worst < SAME, "farther"
+        nearest = max(nearest, float((ladder / single)[1:][single[1:] > 1e-6].max(initial=0)))
+    assert seen > 300
+    measured("TV of the cold rung - TV of a single chain, greatest", worst, 0)
+    measured("TV of the cold rung / TV of a single chain, greatest", nearest, 1)
+    assert nearest > 0.8
+
+
+def redrawn(cold: Chain, w: World, hot: float) -> Chain:
+    return tempering.redrawn(cold.records, w.law(hot))
 
 
 @pytest.mark.claim("P17")
-def test_a_ladder_that_is_farther(measured: Measured) -> None:
-    """(1, 2, 4) in one world, found by search: after two rounds .00168, where a single chain has .00049."""
-    w = world(122, 3, 2)
-    single, ladder = cold_curve(w, [4.0], 2)[2], cold_curve(w, [1.0, 2.0, 4.0], 2)[2]
-    assert (single, ladder) == pytest.approx((0.00049112, 0.00167965), abs=1e-7)
-    measured("TV of a single chain after two rounds, against (1, 2, 4)", float(single), float(ladder))
-    assert cold_curve(w, [1.0, 4.0], 2)[2] <= single
-    counts = farther((1.0, 2.0, 4.0), [(3, 2, 130)])
-    assert counts[0] >= 1 and counts[1] == pytest.approx(0.00118853, abs=1e-7)
+def test_never_farther_from_fresh_draws(measured: Measured) -> None:
+    assert_never_farther(redrawn, measured)
+    for w in worlds():  # α = 1 with the cut at 1 is such a rung
+        base = mc.chain(w.conditionals, horizon=w.horizon, alpha=1.0, cuts=range(1, 2))
+        fresh = tempering.redrawn(base.records, w.law(1.0))
+        assert np.abs(base.kernel - fresh.kernel).max() < SAME and np.abs(base.initial - fresh.initial).max() < SAME
+
+
+@pytest.mark.claim("P17")
+def test_never_farther_mutants() -> None:
+    """A hot rung that stands still, and one that starts at its proposal of temperature 1/α."""
+
+    def still(cold: Chain, w: World, hot: float) -> Chain:
+        return Chain(cold.records, cold.initial, np.eye(len(cold.target)), w.law(hot))
+
+    def own(cold: Chain, w: World, hot: float) -> Chain:
+        return mc.chain(w.conditionals, horizon=w.horizon, alpha=hot, cuts=range(1, 2))
+
+    for wrong in (still, own):
+        with pytest.raises(AssertionError, match="farther"):
+            assert_never_farther(wrong)
+
+
+@pytest.mark.claim("P17")
+def test_the_first_round_from_the_base_is_never_farther(measured: Measured) -> None:
+    """(a) of the module, for every cut; not so from α_1 = 1/2, whose rung does not start at its target."""
+    worst = {1.0: -np.inf, 0.5: -np.inf}
+    for w, hot in itertools.product([two_modes(), *worlds(), *seeded_worlds()], worst):
+        single, ladder = cold_curve(w, [4.0], 1), cold_curve(w, [hot, 4.0], 1)
+        worst[hot] = max(worst[hot], float(ladder[1] - single[1]))
+    measured("first round of (1, 4): TV of the cold rung - TV of a single chain, greatest", worst[1.0], 0)
+    assert worst[1.0] < SAME and worst[0.5] > 1e-4
+
+
+# --- Ladders at equal tokens -----------------------------------------------------------------------------------------
+
+CurveOf = Callable[[World, Sequence[float], int], Law]
+EQUAL = {
+    rungs: [4 ** (k / (rungs - 1)) for k in range(rungs - 1)] + [4.0] if rungs > 1 else [4.0] for rungs in (1, 2, 3, 4)
+}
+
+
+def assert_equal_steps(curve_of: CurveOf, measured: Measured = ignore) -> None:
+    """24 local steps in all, shared by the K rungs of geometric ladders from 1 to 4, in a thousand worlds: seeds 0..99
+    of each of five shapes, tokens' distributions Dirichlet(1) and Dirichlet(.3)."""
+    shapes = ((2, 2, (0,)), (3, 2, (0,)), (2, 3, (0,)), (3, 2, ()), (2, 3, ()))
+    family = itertools.product(shapes, (1.0, 0.3), range(100))
+    tv = np.array([
+        [curve_of(world(seed, *shape, concentration), alphas, 24 // rungs)[-1] for rungs, alphas in EQUAL.items()]
+        for shape, concentration, seed in family
+    ])  # fmt: skip
+    single, best = tv[:, 0], tv.argmin(1) + 1
+    far, near = single >= 0.02, single < 1e-6
+    measured("worlds of 1000 in which a single chain is at TV >= .02 after 24 steps", int(far.sum()), 42)
+    measured("of these, (1, 4) is nearest of the four", int((best[far] == 2).sum()), int(far.sum()))
+    measured("worlds in which it is below 1e-6", int(near.sum()), 585)
+    measured("of these, the single chain is nearest", int((best[near] == 1).sum()), int(near.sum()))
+    measured("worlds in which three or four rungs are nearest", int((best > 2).sum()), 0)
+    measured("most that (1, 4) gains in TV", float((single - tv[:, 1]).max()), 1)
+    measured("most that (1, 4) loses in TV", float((tv[:, 1] - single).max()), 0)
+    assert far.sum() == 42 and np.all(best[far] == 2), "far"
+    assert 2 * (best[near] == 1).sum() > near.sum() == 585, "near"
+    assert (best > 2).sum() <= 10, "more rungs"
+    assert (tv[:, 1] - single).max() < 0.002 and (single - tv[:, 1]).max() > 0.2, "stakes"
+    between = ~far & ~near
+    measured("worlds between, in which (1, 4) is nearest", int((best[between] == 2).sum()), int(between.sum()))
+
+
+@pytest.mark.claim("P28")
+def test_equal_steps(measured: Measured) -> None:
+    assert_equal_steps(cold_curve, measured)
+
+
+@pytest.mark.claim("P28")
+def test_equal_steps_mutants() -> None:
+    """Rounds in place of steps, and rungs that never swap."""
+    with pytest.raises(AssertionError, match="far"):
+        assert_equal_steps(lambda w, alphas, count: cold_curve(w, alphas, count * len(alphas)))
+
+    def apart(w: World, alphas: Sequence[float], count: int) -> Law:
+        return cold_curve(w, alphas[-1:], count)
+
+    with pytest.raises(AssertionError, match="far"):
+        assert_equal_steps(apart)
+
+
+@pytest.mark.claim("P28")
+def test_swaps_of_longer_texts(measured: Measured) -> None:
+    """Why small worlds do not decide for long texts: of H independent tokens .7, .3 the converged rungs 1 and 4 swap
+    ever more seldom, and 1 and 2 or 2 and 4 lose less."""
+    pairs = ((1.0, 4.0), (1.0, 2.0), (2.0, 4.0))
+    rates = []
+    for horizon in (2, 6, 10):
+        rare = np.array([bin(text).count("1") for text in range(2**horizon)])
+        logp = rare * np.log(0.3) + (horizon - rare) * np.log(0.7)
+        rates.append([tempering.swap_rate(logp, low, high) for low, high in pairs])
+        measured(f"swaps of (1, 4), H = {horizon}", rates[-1][0], 1)
+        measured(f"swaps of (2, 4), H = {horizon}", rates[-1][2], 1)
+    kept = np.array(rates[-1]) / rates[0]
+    assert kept[0] < 0.6 * min(kept[1:]) and all(min(rate[1:]) > rate[0] for rate in rates)
 
 
 def test_bad_ladders_are_value_errors() -> None:
