@@ -25,6 +25,7 @@ from reference.sft_sharpening import SFTConfig, sft_sharpen
 from reference.text.text_model import TextModel
 from reference.training.loop import Batches, FitConfig, fit
 from reference.training.lora import LoRAConfig, add_lora
+from tests.assertions import assert_same_samples
 from tests.elsewhere import DEVICE, Elsewhere, elsewhere, here, move
 from tests.reference.engine.test_captured_step import PROMPTS, RUNS, SETTINGS, random_model
 from toy.pretrain import CHECKPOINT
@@ -137,7 +138,7 @@ def test_a_sampler_is_the_same_on_another_device(run):
     with elsewhere():
         found = run(model, PROMPTS, SETTINGS)
     assert isinstance(found.samples.tokens, Elsewhere) and found.costs == wanted.costs
-    assert all(torch.equal(here(a), b) for a, b in zip(found.samples.tensors(), wanted.samples.tensors()))
+    assert_same_samples(Samples(*map(here, found.samples.tensors())), wanted.samples)
 
 
 def test_a_tensor_left_on_the_cpu_is_found_out(monkeypatch):
