@@ -237,12 +237,13 @@ def power_smc(
     )
 
 
-def steps_enough(log_z: float, first: Tensor, power: PowerConfig, tv: float = 0.05, miss: float = 0.05) -> float:
+def steps_enough(log_z: Tensor, first: Tensor, power: PowerConfig, tv: float = 0.05, miss: float = 0.05) -> float:
     """How many Metropolis-Hastings steps a block bring power sampling within a total variation of p^α on one prompt,
-    with probability 1 − miss over the particles that log Ẑ is of; inf: more than can be counted.
+    with probability 1 − miss over the particles of m clouds, whose log Ẑ [m] are given; inf: more than can be counted.
 
-    With δ = miss · Ẑ/(W H), W the greatest p^(α−1/τ) Σ p^(1/τ) of the first token (log p [vocab]): (1 − δ)^N ≤ tv,
-    from any start (`theory/certificate.py`). ValueError: α below 1, or not 1 ≤ 1/τ ≤ α, where it does not hold.
+    With δ = miss^(1/m) min Ẑ/(W H), W the greatest p^(α−1/τ) Σ p^(1/τ) of the first token (log p [vocab]), it is the
+    least N with (1 − δ)^N ≤ tv, from any start (`theory/certificate.py`). ValueError: α below 1, or not 1 ≤ 1/τ ≤ α,
+    where it does not hold.
     """
     alpha, cold = power.alpha, 1 / power.temperature
     if not 1 <= cold * (1 + TOLERANCE) <= (1 + TOLERANCE) ** 2 * alpha < math.inf or not isinstance(power.cut, str):
@@ -254,5 +255,5 @@ def steps_enough(log_z: float, first: Tensor, power: PowerConfig, tv: float = 0.
         raise ValueError("cut is 'entropy': steps are known to be enough for cuts on the record or the horizon alone")
     first = first.double()
     log_w = (cold * first).logsumexp(-1) + (alpha - cold) * first.max()
-    forgets = min(1.0, math.exp(log_z + math.log(miss) - float(log_w)) / power.max_new_tokens)
+    forgets = min(1.0, math.exp(float(log_z.min()) + math.log(miss) / len(log_z) - float(log_w)) / power.max_new_tokens)
     return math.inf if forgets < 1e-300 else 1.0 if forgets == 1 else math.ceil(math.log(tv) / math.log1p(-forgets))

@@ -25,7 +25,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from theory.best_of_n import kl, kl_bound
+from theory.best_of_n import kl, kl_bound, level_masses, level_sets
 from theory.blocked_chain import blocked_law
 from theory.cost import expected_tokens
 from theory.power import Conditionals, GeometricLM, Law, power_law
@@ -34,9 +34,10 @@ from theory.power import Conditionals, GeometricLM, Law, power_law
 
 
 def win_rate(law: Law, base: Law, reward: Law) -> float:
-    """Pr[r(y) > r(y')] + Pr[r(y) = r(y')]/2, y ~ law, y' ~ base, all [n]; rewards within 1e-9 are equal."""
-    ahead = reward[:, None] - reward
-    return float(law @ (np.where(np.abs(ahead) <= 1e-9, 0.5, ahead > 0) @ base))
+    """Pr[r(y) > r(y')] + Pr[r(y) = r(y')]/2, y ~ law, y' ~ base, all [n]; equal as for best-of-N."""
+    rank = level_sets(reward)
+    ahead = rank[:, None] - rank
+    return float(law @ (np.where(ahead == 0, 0.5, ahead > 0) @ base))
 
 
 def matched_alpha(logp: Law, divergence: float, most: float = 1e4) -> float:
@@ -98,3 +99,13 @@ def at_budget(conditionals: Conditionals, budget: float, **setting: Any) -> tupl
 def best_block(far: Sequence[float | None], blocks: Sequence[int]) -> int:
     """The block of least distance."""
     return min((tv, block) for tv, block in zip(far, blocks) if tv is not None)[1]
+
+
+def best_of_n_win_rate(base: Law, reward: Law, n: int) -> float:
+    """Σ over levels of reward (F^N − F₋^N)(F + F₋)/2, F₋ < F the masses below and up to a level: a tie counts half. At
+    most N/(N+1): it is ∫ m dμ over levels, m their middles, of the measure N u^(N−1) du on [0, 1], whose density
+    rises, so that on each level its mean is not below m, and ∫ u dμ = N/(N+1).                            claim T40"""
+    mass = level_masses(level_sets(reward), base)
+    upper = np.cumsum(mass)
+    lower = upper - mass
+    return float(((upper**n - lower**n) * (upper + lower) / 2).sum())

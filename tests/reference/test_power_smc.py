@@ -175,16 +175,17 @@ def test_bad_settings_are_refused_in_one_clear_line(change, message):
 
 
 @pytest.mark.claim("P34")
+@pytest.mark.claim("P37")
 @pytest.mark.parametrize(("alpha", "tau"), [(1.0, None), (4.0, None), (4.0, 0.5), (2.0, 1.0)])
 def test_steps_that_are_enough_are_theorys(alpha, tau):
     from theory import certificate
 
     first = torch.tensor([0.6, 0.3, 0.1, 0.0], dtype=torch.float64)
-    power, log_z = PowerConfig(alpha, tau, max_new_tokens=7), -3.0
+    power, log_z = PowerConfig(alpha, tau, max_new_tokens=7), torch.tensor([-2.0, -3.0, -2.5])
     log_w = certificate.first_factor(first.numpy(), alpha, power.temperature)
-    wanted = certificate.steps_enough(certificate.with_confidence(log_z, 0.02), 7, 0.1, log_w)
+    wanted = certificate.steps_enough(float(certificate.with_confidence(log_z.numpy(), 0.02)), 7, 0.1, log_w)
     assert steps_enough(log_z, first.log(), power, tv=0.1, miss=0.02) == wanted > 10
-    assert steps_enough(-1e4, first.log(), power) == math.inf
+    assert steps_enough(torch.tensor([-1e4]), first.log(), power) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -199,4 +200,4 @@ def test_steps_that_are_enough_are_theorys(alpha, tau):
 )
 def test_where_no_number_of_steps_is_known(power, message):
     with pytest.raises(ValueError, match=message):
-        steps_enough(-3.0, torch.zeros(3), power)
+        steps_enough(torch.tensor([-3.0]), torch.zeros(3), power)

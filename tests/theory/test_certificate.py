@@ -98,10 +98,46 @@ def test_an_estimate_of_z_is_enough(measured):
         pairs, chance = (weight[:, None] + weight) / 2, np.outer(q, q)
         assert (pairs * chance).sum() == pytest.approx(np.exp(z))
         for rho in (0.05, 0.3, 0.7, 0.9):
-            missed = chance[z < np.log(pairs) + C.with_confidence(0.0, rho)].sum()
+            missed = chance[z < C.with_confidence(np.log(pairs)[..., None], rho)].sum()
             nearest = max(nearest, float(missed) / rho)
             assert missed <= rho
     measured("Pr[Z < ρ Ẑ] / ρ", nearest, 1)
+
+
+def assert_several_clouds(confidence=C.with_confidence, measured=lambda *_: None):
+    """Two and three clouds of one particle each, over all of what they may hold: the misses, and what the confidence
+    costs, against one cloud."""
+    nearest, costs = 0.0, []
+    for _world, own, z, _ in cases("horizon"):
+        q, log_w = own.initial, z + np.log(own.target / own.initial)
+        for m in (2, 3):
+            grids = np.stack(np.meshgrid(*[log_w] * m, indexing="ij"), -1) if len(q) ** m < 300_000 else None
+            if grids is None:
+                continue
+            chance = np.prod(np.stack(np.meshgrid(*[q] * m, indexing="ij"), -1), axis=-1)
+            for miss in (0.05, 0.3, 0.7):
+                missed = float(chance[z < confidence(grids, miss)].sum())
+                nearest = max(nearest, missed / miss)
+                assert missed <= miss
+        costs.append(float(confidence(np.zeros(5), 0.05)))
+    measured("Pr[Z < ρ min Ẑ] / ρ^m", nearest, 1)
+    assert costs[0] == pytest.approx(np.log(0.05) / 5) and nearest > 0.2
+
+
+@pytest.mark.claim("P37")
+def test_the_least_of_several_clouds(measured):
+    assert_several_clouds(measured=measured)
+
+
+@pytest.mark.claim("P37")
+def test_several_clouds_mutants():
+    """The greatest of them, and their mean."""
+    for wrong in (
+        lambda z, miss: np.max(z, -1) + np.log(miss) / np.shape(z)[-1],
+        lambda z, miss: np.min(z, -1) + 0 * miss,
+    ):
+        with pytest.raises(AssertionError):
+            assert_several_clouds(wrong)
 
 
 @pytest.mark.claim("P34")
@@ -122,5 +158,6 @@ def test_numbers_by_hand():
     assert C.steps_enough(np.log(0.5), 1, 0.1) == 4 and C.distance(np.log(0.5), 1, 4) == 0.0625
     assert C.steps_enough(-1e4, 5, 0.1) == np.inf and C.steps_enough(0.0, 1, 0.1) == 1
     assert C.with_confidence(np.log(0.4), 0.05) == pytest.approx(np.log(0.02))
+    assert C.with_confidence(np.log([0.4, 0.2]), 0.25) == pytest.approx(np.log(0.1))
     assert C.first_factor(np.array([0.5, 0.5, 0.0]), 3.0) == pytest.approx(np.log(0.25))
     assert C.first_factor(np.array([0.75, 0.25]), 3.0, 1.0) == pytest.approx(2 * np.log(0.75))

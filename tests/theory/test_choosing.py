@@ -209,3 +209,35 @@ def test_a_budget_is_met_in_expectation():
     assert records == [(0,), (1,)] and law.tolist() == [0.5, 0.5]
     one, two = (C.expected_tokens(conditionals, steps=n, horizon=1, alpha=2.0, block=1) for n in (1, 2))
     assert (one, two) == (2.0, 3.0)
+
+
+# --- The win rate of best-of-N ---------------------------------------------------------------------------------------
+
+
+def assert_wins(rate=C.best_of_n_win_rate, measured=lambda *_: None):
+    worst, most = 0.0, 0.0
+    for logp, n in product(laws(), (1, 2, 4, 16)):
+        base = np.exp(logp)
+        found = rate(base, logp, n)
+        worst = max(worst, abs(found - C.win_rate(best_of_n_law(base, logp, n), base, logp)))
+        most = max(most, found * (n + 1) / n)
+        assert found <= n / (n + 1) + 1e-12 and worst < 1e-10
+        assert n > 1 or abs(found - 0.5) < 1e-12
+    measured("closed form against the distribution", worst, 1e-10)
+    measured("win rate / (N/(N+1)), greatest", most, 1)
+    assert most > 0.99
+
+
+@pytest.mark.claim("T40")
+def test_win_rate_of_best_of_n(measured):
+    assert_wins(measured=measured)
+
+
+@pytest.mark.claim("T40")
+def test_win_rate_mutants():
+    for wrong in (
+        lambda base, reward, n: n / (n + 1),
+        lambda base, reward, n: C.best_of_n_win_rate(base, reward, n + 1),
+    ):
+        with pytest.raises(AssertionError):
+            assert_wins(wrong)
