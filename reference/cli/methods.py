@@ -153,9 +153,7 @@ MANY_STEPS = 10**9  # that nobody will make
 def _steps_enough(asked: Asked, config: PowerConfig) -> list[float]:
     """For each prompt, by five clouds of 64 particles."""
     model, first = asked.speaker.model, [sampling.next_logits(asked.speaker.model, p, ()) for p in asked.prompts]
-    steps_enough(
-        torch.zeros(1), first[0].log_softmax(-1), config
-    )  # what it refuses is refused before anything is drawn
+    steps_enough(torch.zeros(1), first[0].log_softmax(-1), config)  # to refuse before anything is drawn
     cloud = SMCConfig(config.alpha, 64, config.proposal_temperature, config.max_new_tokens)
     log_z = power_smc(model, asked.prompts, cloud, samples_per_prompt=5, **asked.drawing).log_normalizer
     return [steps_enough(z, logits.log_softmax(-1), config) for z, logits in zip(log_z, first)]
