@@ -235,9 +235,9 @@ COLOURS = {
 }  # fmt: skip
 LABELS = {  # where a name stands beside its point
     "SFT": (8, 9), "self-distillation": (8, 1), "XPO": (8, -6), "DPO": (8, -13), "smc": (6, -12),
-    "lookahead g": (-40, 8), "best-of-N": (8, -10), "low temperature": (8, -12), "power": (-66, 6),
+    "lookahead g": (-40, 8), "best-of-N": (8, -10), "low temperature": (8, -12), "power": (-44, 7),
 }  # fmt: skip
-AT = {"smc": 3, "best-of-N": 2, "lookahead g": 1, "power": 1}  # beside which of its points, if not the last
+AT = {"smc": 3, "best-of-N": 2, "lookahead g": 1, "power": 3}  # beside which of its points, if not the last
 NAMES = {"power": "power sampling", "smc": "particles", "lookahead g": "look-ahead",
          "low temperature": "temperature 1/α", "SFT": "SFT on best-of-N"}  # fmt: skip
 TOY = {"power": "power", "smc": "smc", "lookahead g": "lookahead g", "log-probability": "best-of-N",
