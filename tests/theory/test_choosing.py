@@ -109,7 +109,7 @@ def assert_gap(model: GeometricLM, alpha: float, horizon: int, gap=C.geometric_g
     return found
 
 
-MODELS = [GeometricLM(e, v) for e, v in ((0.05, 2), (0.3, 1), (0.2, 3), (0.6, 2), (0.34, 2))]
+MODELS = [GeometricLM(e, v) for e, v in ((0.05, 2), (0.3, 1), (0.2, 3), (0.6, 2), (0.34, 2), (0.01, 1))]
 
 
 @pytest.mark.claim("P35")
@@ -122,17 +122,62 @@ def test_gap_of_independent_tokens(measured):
 
 
 @pytest.mark.claim("P35")
-def test_how_the_gap_falls(measured):
-    """Times H it has a limit in H; in α it falls exponentially iff the stop token is the less likely one."""
-    unlikely, likely = GeometricLM(0.05, 2), GeometricLM(0.6, 2)
-    for model in MODELS:
-        ratio = C.geometric_gap(model, 4.0, 2000) * 2000 / (C.geometric_gap(model, 4.0, 1000) * 1000)
-        assert ratio == pytest.approx(1, abs=1e-6)
-    slope = np.log(C.geometric_gap(unlikely, 21.0, 50) / C.geometric_gap(unlikely, 20.0, 50))
-    exact = -np.log(0.95 / 0.1)  # of (Ve/(1−e))^α
-    measured("rate at which the gap falls with α, e = .05, V = 2: measured − exact", abs(slope - exact), 1e-3)
-    assert abs(slope - exact) < 1e-3
-    assert C.geometric_gap(likely, 40.0, 50) == pytest.approx(1 / 50, rel=1e-6)
+def test_how_the_gap_falls_with_length(measured):
+    """H gap is ρ^H and a constant, in proportions that turn where (1−z) ρ^H = e^α: by ρ a token before."""
+    off = 0.0
+    for model, alpha in product(MODELS, (2.0, 4.0)):
+        rho, z, ended = model.rho(alpha), np.exp(model.zeta(alpha)), model.stop**alpha
+        for horizon in (1, 2, 5, 20, 1000):
+            exact = (ended + (1 - z) * rho**horizon) / ((1 - rho) * z)
+            off = max(off, abs(horizon * C.geometric_gap(model, alpha, horizon) / exact - 1))
+    measured("H gap / ((e^α + (1−z) ρ^H)/((1−ρ) z)) − 1", off, 1e-10)
+    assert off < 1e-10
+    model = GeometricLM(1e-6, 2)  # e^4 = 1e-24, ρ = 1/8: open texts outweigh the ended ones up to 26 tokens
+    times = [h * C.geometric_gap(model, 4.0, h) for h in range(1, 60)]
+    ratio = np.array(times[1:]) / times[:-1]
+    assert np.abs(ratio[:20] - model.rho(4.0)).max() < 1e-3 and np.abs(ratio[40:] - 1).max() < 1e-6
+
+
+def assert_rate(gap_rate=C.geometric_gap_rate) -> tuple[float, float]:
+    """log(H gap) − α L in its bracket, where open texts decide (b^H > e) and where ended ones do; how much of each of
+    its halves is used."""
+    below, above, cases = 0.0, 0.0, {True: 0, False: 0}
+    models = (0.05, 2), (0.01, 1), (0.2, 3), (0.02, 3), (0.6, 2), (1e-3, 2), (1 / 3, 2), (0.5, 1)
+    for (e, v), horizon in product(models, (1, 2, 3, 10, 400)):
+        cases[((1 - e) / v) ** horizon > e] += 1
+        for alpha in (1.0, 4.0, 20.0, 60.0):
+            off = np.log(horizon * C.geometric_gap(GeometricLM(e, v), alpha, horizon))
+            off -= alpha * gap_rate(GeometricLM(e, v), horizon)
+            most = np.logaddexp.reduce(np.log(v) * np.arange(horizon + 1))
+            assert -np.log(1 + v) - 1e-9 <= off <= most + 1e-9
+            below, above = max(below, -off / np.log(1 + v)), max(above, off / most)
+    assert min(cases.values()) >= 10
+    return below, above
+
+
+@pytest.mark.claim("P35")
+def test_how_the_gap_falls_with_alpha(measured):
+    below, above = assert_rate()
+    measured("(α L − log(H gap)) / log(1 + V), greatest", below, 1)
+    measured("(log(H gap) − α L) / log(1 + V + .. + V^H), greatest", above, 1)
+    assert below > 0.99 and above > 0.8
+    assert C.geometric_gap(GeometricLM(0.6, 2), 40.0, 50) == pytest.approx(1 / 50, rel=1e-6)
+    assert C.geometric_gap_rate(GeometricLM(0.05, 2), 3) == pytest.approx(2 * np.log(0.475))
+    assert C.geometric_gap_rate(GeometricLM(0.05, 2), 9) == pytest.approx(np.log(2 / 19))
+    for alpha in (3.0, 4.0):  # of the kernel itself, where (e/b)^α would be ten times less in each unit of α
+        slow = assert_gap(GeometricLM(0.05, 2), alpha + 1, 2) / assert_gap(GeometricLM(0.05, 2), alpha, 2)
+        assert slow > 0.4
+
+
+@pytest.mark.claim("P35")
+def test_gap_rate_mutants():
+    """Without the open texts; and with them at whatever stop probability."""
+    for wrong in (
+        lambda m, h: min(0.0, np.log(m.stop * m.others / (1 - m.stop))),
+        lambda m, h: (h - 1) * np.log((1 - m.stop) / m.others),
+    ):
+        with pytest.raises(AssertionError):
+            assert_rate(wrong)
 
 
 @pytest.mark.claim("P35")
