@@ -193,7 +193,7 @@ ALPHA, TIMES = 4.0, (2, 4, 8, 16)
 
 
 @cache
-def hard_worlds(vocab: int, horizon: int, concentration: float, count: int = 15):
+def hard_worlds(vocab: int, horizon: int, concentration: float, count: int = 30):
     """The first seeds' worlds in which low temperature is at least .3 from p^α."""
     found, seed = [], 0
     while len(found) < count:
@@ -219,10 +219,16 @@ def distances(vocab: int, horizon: int, concentration: float) -> list[dict[int, 
     return rows
 
 
-def assert_one_block_is_near(rows, most: float = 2.1) -> float:
-    worst = max(row[max(row)] / min(row.values()) for row in rows)
-    assert worst <= most
-    return worst
+def factors(rows, block) -> np.ndarray:
+    """TV of a block, chosen from the blocks of a case, over that of the best."""
+    return np.array([row[block(row)] / min(row.values()) for row in rows])
+
+
+def assert_block_matters_little(rows, block=max) -> np.ndarray:
+    """Mostly within a tenth of the best, seldom above half as far again."""
+    found = factors(rows, block)
+    assert (found <= 1.1).mean() > 0.6 and (found > 1.5).mean() < 0.1
+    return found
 
 
 FAMILIES = [(3, 4, 1.0), (3, 4, 3.0), (2, 6, 1.0)]
@@ -230,20 +236,26 @@ FAMILIES = [(3, 4, 1.0), (3, 4, 3.0), (2, 6, 1.0)]
 
 @pytest.mark.claim("P36")
 def test_blocks_at_equal_tokens(measured):
-    """Of 45 worlds and four budgets: which block is nearest, and what it costs to have one block."""
+    """Of 90 worlds and four budgets: which block is nearest, and what it costs to have one block."""
     rows = [row for family in FAMILIES for row in distances(*family)]
     best = [C.best_block(list(row.values()), list(row)) for row in rows]
     whole, single = (np.mean([b == end(row) for b, row in zip(best, rows)]) for end in (max, min))
-    measured("share of cases in which one block is best", float(whole), 0.5)
+    measured("share of cases in which one block is best", float(whole), 0.4)
     measured("share in which blocks of one token are", float(single), 0.05)
-    measured("TV of one block / TV of the best, greatest", assert_one_block_is_near(rows), 2.1)
-    assert 0.2 < whole < 0.5 and single < 0.05
+    found = assert_block_matters_little(rows)
+    measured("share in which one block is within 1.1 of the best", float((found <= 1.1).mean()), 0.6)
+    measured("share in which it is beyond 1.5 of the best", float((found > 1.5).mean()), 0.1)
+    measured("TV of one block / TV of the best, greatest in these cases", float(found.max()), 3)
+    assert len(rows) == 360 and 0.2 < whole < 0.4 and single < 0.05 and found.max() < 3
+    worst = float(factors(rows, min).max())
+    measured("the same of blocks of one token", worst, 10)
+    assert worst > 10
 
 
 @pytest.mark.claim("P36")
 def test_blocks_of_one_token_are_not_near():
     with pytest.raises(AssertionError):
-        assert_one_block_is_near([{1: row[max(row)], 4: row[1]} for row in distances(3, 4, 1.0) if 1 in row])
+        assert_block_matters_little([row for family in FAMILIES for row in distances(*family)], min)
 
 
 def test_a_budget_is_met_in_expectation():
