@@ -11,8 +11,17 @@ while best of N has at most log N − (N−1)/N and N/(N+1).
 
 The gap of independent tokens (claim P35), stop probability e, V others, ρ = (1−e)^α V^(1−α), z = e^α + ρ, cut uniform
 on 1..H, proposal temperature 1/α. w = π/q is z^|x|/Z, greatest at |x| = 1 since z ≤ 1, and a text may end at its first
-token; so by claim P7 the gap is 1/(H w*) = Z/(H z), Z = e^α (1−ρ^H)/(1−ρ) + ρ^H. In H it falls like 1/H. In α, with
-ρ/e^α = V ((1−e)/(Ve))^α, it tends to 1/H if e > (1−e)/V and falls exponentially if e < (1−e)/V.
+token; so by claim P7 the gap is 1/(H w*) = Z/(H z), with
+
+    Z = e^α (1 + ρ + .. + ρ^(H−1)) + ρ^H = (e^α + (1−z) ρ^H)/(1−ρ),    so    H gap = (e^α + (1−z) ρ^H)/((1−ρ) z).
+
+In H the gap falls exponentially, by ρ a token, while texts that are open at H outweigh the ended ones, (1−z) ρ^H > e^α,
+and like 1/H behind that. In α, with b = (1−e)/V < 1: Z is the sum of V^(n−1) (e b^(n−1))^α, n = 1..H, and V^H b^(Hα),
+so at least max(e, b^H)^α and at most 1 + V + .. + V^H times that; z is at least max(e, b)^α, at most 1 + V times that:
+
+    −log(1 + V) ≤ log(H gap) − α L ≤ log(1 + V + .. + V^H),    L = log max(e, b^H) − log max(e, b),
+
+and log gap/α → L: 0 iff e ≥ b or H = 1; otherwise the gap falls like (e/b)^α if b^H ≤ e, like b^((H−1)α) if b^H > e.
 
 Blocks (claim P36): chains of N or N+1 steps a block, by a coin that makes the expected decoded tokens what is asked.
 """
@@ -74,6 +83,12 @@ def geometric_gap(model: GeometricLM, alpha: float, horizon: int) -> float:
     rho, z = model.rho(alpha), math.exp(model.zeta(alpha))
     total = model.stop**alpha * (1 - rho**horizon) / (1 - rho) + rho**horizon
     return total / (horizon * z)
+
+
+def geometric_gap_rate(model: GeometricLM, horizon: int) -> float:
+    """L, the limit of log(gap)/α as α grows: log max(e, b^H) − log max(e, b), b = (1−e)/V; never above 0."""
+    other = (1 - model.stop) / model.others
+    return math.log(max(model.stop, other**horizon) / max(model.stop, other))
 
 
 # --- Blocks at equal tokens ------------------------------------------------------------------------------------------
