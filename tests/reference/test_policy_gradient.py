@@ -114,14 +114,16 @@ class Watched(Trainer):
     """Keeps what each step was made of."""
 
     steps: ClassVar[list] = []
+    prompts: ClassVar[list] = []
 
     def update(self, loss, rows):
+        Watched.prompts.append([tuple(prompt.tolist()) for prompt in loss.prompts])
         Watched.steps.append((loss.responses, loss.advantage.clone(), rows.tolist()))
         return super().update(loss, rows)
 
 
 def climbed(model, config, fit=FIT, prompts=((1,), (2, 1)), **settings):
-    Watched.steps = []
+    Watched.steps, Watched.prompts = [], []
     return policy_gradient(model, list(prompts), config, fit, stop_ids=STOP, trainer=Watched, **settings)
 
 
@@ -204,6 +206,16 @@ def test_parts_of_a_step_are_the_whole():
         kept.append(climbed(copy.deepcopy(POLICY), config, replace(FIT, micro=micro), base=BASE).model.logits)
     torch.testing.assert_close(*kept)
     assert not torch.equal(kept[0], POLICY.logits)
+
+
+def test_each_round_has_prompts_and_numbers_of_its_own():
+    """A policy that hardly moves: what is drawn differs, and both prompts have their turn."""
+    still = replace(FIT, batch=8, rate=1e-12)
+    climbed(copy.deepcopy(POLICY), PolicyGradientConfig(rounds=3, group=8, max_new_tokens=2), still, prompts=[PROMPT])
+    drawn = [[tuple(each.tolist()) for each in responses] for responses, _, _ in Watched.steps]
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+    climbed(copy.deepcopy(POLICY), PolicyGradientConfig(rounds=2, group=8, max_new_tokens=2), still)
+    assert {*Watched.prompts[0]} != {*Watched.prompts[1]} and len({*Watched.prompts[0], *Watched.prompts[1]}) == 2
 
 
 def test_leave_one_out_by_hand():

@@ -170,6 +170,8 @@ def test_what_is_impossible_loses_by_preferences_too():
     first, second = data[0::2], data[1::2]
     assert dpo_loss(fixed, first, second, 0.5, "logistic") == math.inf
     assert xpo_loss(fixed, first, second, 0.5, 1e-3, "logistic") == math.inf
+    sure = R.Responses(**{**vars(first), "reward": first.reward + 2000.0})  # σ is 1 and 0: 0 · ∞ is no number
+    assert dpo_loss(fixed, sure, second, 0.5, "logistic") == math.inf
     config = RLHFConfig(beta=0.5, rounds=8, pairs=4, max_new_tokens=1, loss="logistic")
     run = xpo(base, FiniteClass([fixed, base, target]), [[0]], config, stop_ids=[], seed=1)
     assert run.last is target

@@ -8,7 +8,7 @@ import pytest
 
 from tests.theory.test_exploration import Measured, ignore, random_worlds
 from theory import optimism
-from theory.exploration import World, exact_sec, moments
+from theory.exploration import World, exact_sec, moments, sec
 
 ROUNDS = (2, 10, 100, 1000)
 
@@ -45,11 +45,24 @@ def test_the_path_is_below_the_exact_sec(measured: Measured) -> None:
     for world, policies in cases():
         some = policies[[0, 1, 2, -1]]
         first, second = moments(world, some)
-        played = optimism.population_xpo(world, some, 0.1, 5)
-        _, bound = optimism.regret_and_bound(world, some, played, 0.1, 0.3)
-        start = optimism.regret_and_bound(world, some, played[:1], 0.1, 1e12)[1] - 1e12 * world.beta / 0.1
-        path = (bound - start - 0.3 * world.beta / 0.1) * 4 * world.beta / (0.1 * 5)
-        assert path <= exact_sec(first, second, 5, 0.3) * (1 + 1e-6) + 1e-6
+        hope = optimism.regret_identity(world, some)[1]
+        for played in (optimism.population_xpo(world, some, 0.1, 5), [1, 2, 3, 1, 2]):
+            _, bound = optimism.regret_and_bound(world, some, played, 0.1, 0.3)
+            path = (bound - hope[played[0]] - 0.3 * world.beta / 0.1) * 4 * world.beta / (0.1 * 5)
+            assert path == pytest.approx(float(sec(first, second, played, 0.3).sum()), abs=1e-9)
+            assert path <= exact_sec(first, second, 5, 0.3) + 1e-9
+
+
+def test_the_best_alpha_has_the_least_bound():
+    """αT SEC/(4β) + λβ/α is √(λ T SEC) there, and more at any other."""
+    world, _ = next(cases())
+
+    def bound(alpha):
+        return alpha * 50 * 3.0 / (4 * world.beta) + 0.1 * world.beta / alpha
+
+    best = optimism.best_alpha(world, 50, 3.0, 0.1)
+    assert bound(best) == pytest.approx(np.sqrt(0.1 * 50 * 3.0))
+    assert bound(best) < min(bound(0.9 * best), bound(1.1 * best))
 
 
 @pytest.mark.claim("T33")
